@@ -1,0 +1,29 @@
+"""Find and remove backdoors in image classifiers, from clean data alone.
+
+`import tacfast` needs numpy only; torch is imported when a model is first touched.
+"""
+
+from __future__ import annotations
+
+from tacfast._rust import __version__
+from tacfast.errors import CheckpointError, ModelError, ProblemError, SolveError, TacfastError
+from tacfast.repair import RepairResult, repair
+from tacfast.scan import ScanReport, Suspect, scan, scan_head
+from tacfast.solver import TacSolutions, solve
+
+__all__ = [
+    "CheckpointError",
+    "ModelError",
+    "ProblemError",
+    "RepairResult",
+    "ScanReport",
+    "SolveError",
+    "Suspect",
+    "TacSolutions",
+    "TacfastError",
+    "__version__",
+    "repair",
+    "scan",
+    "scan_head",
+    "solve",
+]

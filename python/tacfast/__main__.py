@@ -1,0 +1,5 @@
+"""`python -m tacfast`."""
+
+from tacfast.cli import main
+
+main()

@@ -1,0 +1,297 @@
+"""Find the last linear layer of a model and capture its inputs. May import: torch, errors, progress.
+
+The head is found by running the model, not by its name: it is the last linear layer (or 1x1 convolution) whose own arithmetic gives the
+model's output, `W z + b = logits`, on every batch that is shown to it. What cannot be proven is refused with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tacfast.errors import ModelError
+from tacfast.progress import track
+
+#: Largest |Wz + b - logits| over the largest |logit| that passes as rounding of the model's own dtype.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A head with the latents of clean samples, in the order of the batches."""
+
+    #: float32 or float64 (C, d).
+    weight: NDArray[Any]
+    #: (C,), or None.
+    bias: NDArray[Any] | None
+    #: float32 or float64 (n, d): inputs of the head.
+    latents: NDArray[Any]
+    #: int64 (n,): class of the largest logit.
+    predictions: NDArray[np.int64]
+    #: int64 (n,), or None where the batches carry none.
+    labels: NDArray[np.int64] | None
+    #: Name of the head in `model.named_modules()`.
+    name: str
+    #: Largest |Wz + b - logits| seen, over the largest |logit|.
+    proof_error: float
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of samples whose prediction is their label; None without labels."""
+        return None if self.labels is None else float(np.mean(self.predictions == self.labels))
+
+
+def choose_device(model: nn.Module, device: str) -> torch.device:
+    """"auto" is the GPU where there is one, else where the model lies; anything else is torch's own name.
+
+    Raises:
+        ModelError: torch knows no such device here.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        first = next(model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+@contextmanager
+def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model on `device`, in eval mode and without gradients; every module's mode and the device are put back, also on error."""
+    modes = {module: module.training for module in model.modules()}
+    first = next(model.parameters(), None)
+    home = device if first is None else first.device
+    try:
+        model.eval()
+        if home != device:
+            model.to(device)
+        with torch.no_grad():
+            yield
+    finally:
+        if home != device:
+            model.to(home)
+        for module, training in modes.items():
+            module.training = training
+
+
+def split_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Images and labels of a batch: a tensor, (images, labels, ...), or a mapping with "pixel_values" / "labels".
+
+    Raises:
+        ModelError: it is none of these.
+    """
+    labels: Any = None
+    if isinstance(batch, Tensor):
+        images: Any = batch
+    elif isinstance(batch, (tuple, list)) and batch:
+        images = batch[0]
+        labels = batch[1] if len(batch) > 1 else None
+    elif isinstance(batch, dict) and "pixel_values" in batch:
+        images, labels = batch["pixel_values"], batch.get("labels")
+    else:
+        raise ModelError(f"a batch must be a tensor, (images, labels) or a dict with 'pixel_values', got {type(batch).__name__}")
+    if not isinstance(images, Tensor):
+        raise ModelError(f"the images of a batch must be a tensor, got {type(images).__name__}")
+    if labels is not None:
+        labels = torch.as_tensor(labels)
+        if labels.shape != images.shape[:1]:
+            raise ModelError(f"labels must be one class per image, shape {tuple(images.shape[:1])}, got {tuple(labels.shape)}")
+    return images, labels
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (n, C) in whatever a model returns: a tensor, an object or dict with `logits`, or a tuple that starts with them.
+
+    Raises:
+        ModelError: there is no (n, C) tensor with at least two classes in it.
+    """
+    found = output
+    if isinstance(found, dict):
+        found = found.get("logits")
+    elif hasattr(found, "logits"):
+        found = found.logits
+    elif isinstance(found, (tuple, list)) and found:
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise ModelError(f"the model must return logits (batch, classes), it returned {type(output).__name__}")
+    if found.ndim != 2 or found.shape[1] < 2:
+        raise ModelError(f"the model must return logits (batch, classes >= 2), it returned shape {tuple(found.shape)}")
+    return found
+
+
+def find_head(model: nn.Module, images: Tensor) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """The layer that produces the logits, by running one batch (model on its device, in eval mode, already under no_grad).
+
+    Raises:
+        ModelError: no linear layer does; the message says what the model does instead.
+    """
+    calls: list[tuple[str, nn.Linear | nn.Conv2d, Tensor]] = []
+    hooks = []
+    try:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and _is_pointwise(module)):
+                # Bind name and module now; the hook runs later.
+                def remember(m: nn.Module, args: tuple[Any, ...], out: Any, name: str = name) -> None:
+                    calls.append((name, m, args[0]))  # type: ignore[arg-type]
+
+                hooks.append(module.register_forward_hook(remember))
+        logits = logits_of(_run(model, images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, module, inputs in reversed(calls):
+        z = _latent(module, inputs)
+        if z is not None and _matrix(module).shape[0] == logits.shape[1] and _error(module, z, logits) <= _tolerance(logits):
+            return name, module
+    raise ModelError(_why_not(model, calls, logits))
+
+
+def capture(model: nn.Module, loader: Iterable[Any], *, device: str = "auto", progress: bool = False) -> Captured:
+    """Run every batch through the model and keep the inputs of its head.
+
+    Args:
+        model: any module that maps images to logits. Left as found: mode, device, hooks.
+        loader: a DataLoader or any iterable of batches, see `split_batch`.
+        device: "auto", or torch's name of a device.
+        progress: draw a progress bar.
+
+    Raises:
+        ModelError: no linear head, no samples, or `W z + b` is not the model's output on some batch.
+    """
+    where = choose_device(model, device)
+    latents: list[Tensor] = []
+    predictions: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    name, head, worst = "", None, 0.0
+    with evaluating(model, where):
+        for batch in track(loader, "latents", shown=progress):
+            images, classes = split_batch(batch)
+            images = images.to(where)
+            if head is None:
+                name, head = find_head(model, images)
+            z, logits = _latents_and_logits(model, head, images)
+            error = _error(head, z, logits)
+            if not error <= _tolerance(logits):
+                raise ModelError(f"{name!r} gave the logits of the first batch but not of a later one (relative error {error:.1e})")
+            worst = max(worst, error)
+            latents.append(z.cpu())
+            predictions.append(logits.argmax(1).cpu())
+            labels.append(None if classes is None else classes.cpu())
+        if head is None:
+            raise ModelError("the loader gave no batch; at least one clean image is needed")
+        weight, bias = _numpy(_matrix(head)), None if head.bias is None else _numpy(head.bias)
+    given = [c for c in labels if c is not None]
+    return Captured(
+        weight=weight,
+        bias=bias,
+        latents=_numpy(torch.cat(latents)),
+        predictions=torch.cat(predictions).numpy(),
+        labels=torch.cat(given).numpy().astype(np.int64) if len(given) == len(labels) else None,
+        name=name,
+        proof_error=worst,
+    )
+
+
+@contextmanager
+def latent_tap(head: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that always holds the latest input of `head`, gradients and all."""
+    latest: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        latest[:] = [args[0]]
+
+    hook = head.register_forward_pre_hook(keep)
+    try:
+        yield latest
+    finally:
+        hook.remove()
+
+
+def _latents_and_logits(model: nn.Module, head: nn.Linear | nn.Conv2d, images: Tensor) -> tuple[Tensor, Tensor]:
+    with latent_tap(head) as latest:
+        logits = logits_of(_run(model, images))
+    z = _latent(head, latest[0]) if latest else None
+    if z is None:
+        raise ModelError("the head was not run on every batch, or on inputs of another shape")
+    return z, logits
+
+
+def _run(model: nn.Module, images: Tensor) -> Any:
+    try:
+        return model(images)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = tuple(images.shape)
+        raise ModelError(f"the model failed on a batch of shape {shape}: {str(error).splitlines()[0]}") from error
+
+
+def _is_pointwise(module: nn.Conv2d) -> bool:
+    return module.kernel_size == (1, 1) and module.groups == 1 and module.stride == (1, 1) and module.padding in ((0, 0), "valid")
+
+
+def _matrix(head: nn.Linear | nn.Conv2d) -> Tensor:
+    return head.weight.flatten(1)
+
+
+def _latent(head: nn.Module, inputs: Tensor) -> Tensor | None:
+    """(n, d); averaging over space commutes with a 1x1 convolution, so its latent is the average."""
+    if isinstance(head, nn.Conv2d):
+        return inputs.mean((2, 3)) if inputs.ndim == 4 else None
+    if inputs.ndim > 2:
+        inputs = inputs.flatten(0, -2) if inputs.shape[1:-1].numel() == 1 else inputs
+    return inputs if inputs.ndim == 2 else None
+
+
+def _error(head: nn.Linear | nn.Conv2d, z: Tensor, logits: Tensor) -> float:
+    if len(z) != len(logits):
+        return float("inf")
+    made = z.double() @ _matrix(head).double().T
+    if head.bias is not None:
+        made = made + head.bias.double()
+    scale = logits.double().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    error = float(((made - logits.double()).abs().max() / scale).item())
+    return error if np.isfinite(error) else float("inf")
+
+
+def _tolerance(logits: Tensor) -> float:
+    return _TOLERANCE.get(logits.dtype, 1e-4)
+
+
+def _numpy(t: Tensor) -> NDArray[Any]:
+    t = t.detach().cpu()
+    array: NDArray[Any] = (t if t.dtype == torch.float64 else t.float()).numpy()
+    return array
+
+
+def _why_not(model: nn.Module, calls: list[tuple[str, Any, Tensor]], logits: Tensor) -> str:
+    """What the model does instead of ending in a linear layer, as far as its output tells."""
+    if not bool(torch.isfinite(logits).all()):
+        return "the model's output is not finite on the first batch: check the preprocessing and the weights"
+    sums, low = logits.double().sum(1), float(logits.min())
+    if low >= 0 and bool(((sums - 1).abs() < 1e-3).all()):
+        return "the model ends in a softmax; it must return logits: remove the softmax"
+    if bool((logits.double().logsumexp(1).abs() < 1e-3).all()):
+        return "the model ends in a log-softmax; it must return logits: remove it"
+    same_size = [(name, m) for name, m, _ in calls if _matrix(m).shape[0] == logits.shape[1]]
+    if same_size:
+        name, module = same_size[-1]
+        return (
+            f"{name!r} ({type(module).__name__}) has as many outputs as there are classes, but the model's output is not W z + b of it: "
+            "something non-linear (an activation, a normalisation, a scale) follows or precedes it inside the head"
+        )
+    last = [type(m).__name__ for m in model.modules() if not list(m.children())][-1:]
+    return (
+        f"no linear layer with {logits.shape[1]} outputs was run; the last module is {last[0] if last else 'none'}. "
+        "Cosine and other non-linear heads are not supported: the method needs logits = W z + b"
+    )

@@ -1,0 +1,21 @@
+"""One progress bar for everything that takes long. May import: rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def track(items: Iterable[Item], what: str, *, shown: bool, total: int | None = None) -> Iterator[Item]:
+    """Yield `items`; when `shown`, draw a bar on standard error with the time left, gone when it is done."""
+    if not shown:
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    yield from rich_track(items, what, total=total, console=Console(stderr=True), transient=True)

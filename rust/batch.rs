@@ -1,0 +1,215 @@
+//! All classes, in parallel. The work is split into fixed blocks, so results do not depend on the number of threads. May use: all above.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+
+use crate::active_set::ActiveSet;
+use crate::certificate::{Certificate, Refined, bound, certify, out_of_reach, refine};
+use crate::gram::Gram;
+use crate::margins::{Logits, collapse, multiply_transposed};
+use crate::problem::{Engine, Problem, ProblemError, Settings, Status};
+use crate::working_set::Class;
+
+/// Classes per task: enough to share the passes over the logits, few enough to spread over cores.
+const BLOCK: usize = 32;
+
+/// The answer for one class, in the caller's units.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Solution {
+    pub class: usize,
+    pub status: Status,
+    /// |s|; +inf where unreachable.
+    pub norm: f64,
+    /// s; NaN where unreachable.
+    pub shift: Vec<f64>,
+    /// Rivals with positive multipliers, increasing; a Farkas ray where unreachable.
+    pub active: Vec<usize>,
+    pub multipliers: Vec<f64>,
+    /// For each active rival, the sample that attains its margin.
+    pub samples: Vec<usize>,
+    pub bound: f64,
+    pub primal: f64,
+    pub dual: f64,
+    pub gap: f64,
+    pub iterations: usize,
+    /// The engine that found it.
+    pub engine: Engine,
+}
+
+/// Solves the given classes, in the given order. `cancel` may be set from another thread.
+pub fn solve(problem: &Problem, classes: &[usize], settings: &Settings, cancel: &Arc<AtomicBool>) -> Result<Vec<Solution>, ProblemError> {
+    settings.check()?;
+    if let Some(&got) = classes.iter().find(|&&k| k >= problem.classes) {
+        return Err(ProblemError::ClassRange {
+            classes: problem.classes,
+            got,
+        });
+    }
+    let work = || solve_in_pool(problem, classes, settings, cancel);
+    match settings.threads {
+        None => work(),
+        Some(threads) => rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|_| ProblemError::Threads { got: threads })?
+            .install(work),
+    }
+}
+
+fn solve_in_pool(
+    problem: &Problem,
+    classes: &[usize],
+    settings: &Settings,
+    cancel: &Arc<AtomicBool>,
+) -> Result<Vec<Solution>, ProblemError> {
+    let logits = Logits::new(problem, cancel)?;
+    let gram = Gram::new(problem, cancel)?;
+    let blocks: Vec<Vec<Solution>> = classes
+        .par_chunks(BLOCK)
+        .map_init(ActiveSet::default, |kernel, targets| {
+            if cancel.load(Ordering::Relaxed) {
+                return Vec::new();
+            }
+            Block {
+                problem,
+                logits: &logits,
+                gram: &gram,
+                settings,
+                cancel,
+            }
+            .solve(targets, kernel)
+        })
+        .collect();
+    if cancel.load(Ordering::Relaxed) {
+        return Err(ProblemError::Cancelled);
+    }
+    Ok(blocks.into_iter().flatten().collect())
+}
+
+/// What every block of classes shares.
+struct Block<'a, 'p> {
+    problem: &'a Problem<'p>,
+    logits: &'a Logits,
+    gram: &'a Gram<'a>,
+    settings: &'a Settings,
+    cancel: &'a Arc<AtomicBool>,
+}
+
+impl Block<'_, '_> {
+    fn solve(&self, targets: &[usize], kernel: &mut ActiveSet) -> Vec<Solution> {
+        let r = collapse(self.logits, self.problem, self.gram, targets, self.settings.quantile);
+        let classes: Vec<Class> = targets
+            .iter()
+            .zip(r.chunks_exact(self.problem.classes))
+            .map(|(&k, r)| Class {
+                gram: self.gram,
+                k,
+                r,
+                lengths: self.gram.lengths(k),
+            })
+            .collect();
+        let mut solutions = self.run(&classes, self.settings.engine, kernel);
+        if self.settings.engine == Engine::Auto {
+            for (solution, class) in solutions.iter_mut().zip(&classes) {
+                if solution.status == Status::NotConverged {
+                    let second = self.run(std::slice::from_ref(class), Engine::Clarabel, kernel);
+                    *solution = better(solution, second.into_iter().next());
+                }
+            }
+        }
+        solutions
+    }
+
+    /// One engine on some classes; W s of all of them is one GEMM.
+    fn run(&self, classes: &[Class], engine: Engine, kernel: &mut ActiveSet) -> Vec<Solution> {
+        let (c, d) = (self.problem.classes, self.problem.dim);
+        let answers: Vec<Option<Refined>> = classes
+            .iter()
+            .map(|class| (!class.is_trivial()).then(|| refine(class, class.attempt(engine, kernel, self.cancel))))
+            .collect();
+        let mut shifts = vec![0.0; classes.len() * d];
+        for (row, answer) in shifts.chunks_exact_mut(d).zip(&answers) {
+            if let Some(answer) = answer {
+                row.copy_from_slice(&answer.shift);
+            }
+        }
+        let mut pushed = vec![0.0; classes.len() * c];
+        multiply_transposed(&shifts, &self.problem.weight, &mut pushed, classes.len(), d, c);
+        classes
+            .iter()
+            .zip(answers)
+            .zip(pushed.chunks_exact(c))
+            .map(|((class, answer), pushed)| match answer {
+                None => trivial(class.k, d, engine),
+                Some(answer) => self.judge(class, answer, pushed, engine),
+            })
+            .collect()
+    }
+
+    /// Turns an answer into a status, by its certificate alone.
+    fn judge(&self, class: &Class, answer: Refined, pushed: &[f64], engine: Engine) -> Solution {
+        let p = self.problem;
+        let Certificate { primal, dual, gap } = certify(class, &answer, pushed);
+        let (bound, samples) = bound(p, self.logits, class, &answer, self.settings.quantile);
+        let tol = self.settings.tol;
+        let status = if out_of_reach(p, bound) {
+            Status::Unreachable
+        } else if primal <= tol && dual <= tol && gap <= tol {
+            Status::Solved
+        } else {
+            Status::NotConverged
+        };
+        let length = answer.shift.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let (norm, shift) = if status == Status::Unreachable {
+            (f64::INFINITY, vec![f64::NAN; p.dim])
+        } else {
+            (p.unscale_shift(length), answer.shift.iter().map(|&v| p.unscale_shift(v)).collect())
+        };
+        let mut order: Vec<usize> = (0..answer.active.len()).collect();
+        order.sort_unstable_by_key(|&i| answer.active[i]);
+        Solution {
+            class: class.k,
+            status,
+            norm,
+            shift,
+            active: order.iter().map(|&i| answer.active[i]).collect(),
+            multipliers: order.iter().map(|&i| p.unscale_multiplier(answer.multipliers[i])).collect(),
+            samples: order.iter().map(|&i| samples[i]).collect(),
+            bound: p.unscale_shift(bound),
+            primal,
+            dual,
+            gap,
+            iterations: answer.iterations,
+            engine: if engine == Engine::Auto { Engine::ActiveSet } else { engine },
+        }
+    }
+}
+
+fn trivial(class: usize, dim: usize, engine: Engine) -> Solution {
+    Solution {
+        class,
+        status: Status::Trivial,
+        norm: 0.0,
+        shift: vec![0.0; dim],
+        active: Vec::new(),
+        multipliers: Vec::new(),
+        samples: Vec::new(),
+        bound: 0.0,
+        primal: 0.0,
+        dual: 0.0,
+        gap: 0.0,
+        iterations: 0,
+        engine: if engine == Engine::Auto { Engine::ActiveSet } else { engine },
+    }
+}
+
+/// The second attempt where it is certified or at least closer, the first otherwise.
+fn better(first: &Solution, second: Option<Solution>) -> Solution {
+    let miss = |s: &Solution| s.primal.max(s.dual).max(s.gap);
+    match second {
+        Some(s) if s.status != Status::NotConverged || miss(&s) < miss(first) => s,
+        _ => first.clone(),
+    }
+}

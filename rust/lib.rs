@@ -1,0 +1,38 @@
+//! The smallest shift of latent space that sends every clean sample to a class, for every class.
+//!
+//! For a classifier whose last layer is \\( \ell_i = W z_i + b \\), with \\(W \in \mathbb{R}^{C\times d}\\), and for a class
+//! \\(k\\), the convex quadratic program of arXiv:2511.08944 (with the bias, which the network really uses) is
+//!
+//! \\[ s_k = \arg\min_s \tfrac12\|s\|^2 \quad\text{s.t.}\quad (w_k-w_j)^\top (s+z_i) + b_k - b_j \ge 0
+//!    \qquad \forall j\ne k,\ \forall i. \\]
+//!
+//! The shift is shared by all samples, so only the worst sample of each rival class counts:
+//! with \\( r_{kj} = \max_i(\ell_{ij}-\ell_{ik}) \\) and \\( a_j = w_k - w_j \\) the constraints are
+//! \\( a_j^\top s \ge r_{kj} \\), and the dual is
+//! \\( \max_{\lambda\ge 0}\ r^\top\lambda - \tfrac12\|\sum_j\lambda_j a_j\|^2 \\) with \\( s=\sum_j\lambda_j a_j \\).
+//!
+//! The rooms, each of which may use those above it:
+//!
+//! * [`problem`]: head, latents, settings, input checks, errors.
+//! * `margins`: logits and their collapse to \\(r\\).
+//! * `gram`: the shared \\(M=WW^\top\\), and differences of rows where it loses digits.
+//! * `factor`: an up- and down-dated Cholesky factor.
+//! * `working_set`: the few constraints that matter, grown by pricing; runs an engine on them.
+//! * `active_set`, `interior`: the two engines.
+//! * `certificate`: refinement of multipliers and the proof of what is returned.
+//! * [`batch`]: all classes, in parallel.
+//! * `py`: the bindings.
+
+pub mod batch;
+pub mod problem;
+
+mod active_set;
+mod certificate;
+mod factor;
+mod gram;
+mod interior;
+mod margins;
+mod working_set;
+
+#[cfg(feature = "python")]
+mod py;

@@ -1,0 +1,260 @@
+//! What is solved, how, and what is wrong with an input. May use: ndarray.
+
+use ndarray::{ArrayView1, ArrayView2};
+use thiserror::Error;
+
+/// Malformed input. How a well-formed problem ended is a [`Status`], never an error.
+#[derive(Debug, Error, Clone, PartialEq)]
+pub enum ProblemError {
+    #[error("weight must have at least 2 rows (classes) and 1 column, got {classes} x {dim}")]
+    WeightShape { classes: usize, dim: usize },
+    #[error("bias must have one entry per row of weight ({classes}), got {got}")]
+    BiasShape { classes: usize, got: usize },
+    #[error("latents must have {dim} columns to match weight, got {got}")]
+    LatentShape { dim: usize, got: usize },
+    #[error("latents must have at least one row (sample), got none")]
+    NoSamples,
+    #[error("{argument} must be finite, found {value} in row {row}")]
+    NotFinite { argument: &'static str, row: usize, value: f64 },
+    #[error("classes must be in 0..{classes}, got {got}")]
+    ClassRange { classes: usize, got: usize },
+    #[error("quantile must be in (0, 1], got {got}")]
+    Quantile { got: f64 },
+    #[error("tol must be in [1e-12, 1e-2], got {got}")]
+    Tolerance { got: f64 },
+    #[error("threads must be between 1 and 1024, got {got}")]
+    Threads { got: usize },
+    #[error("the solve was cancelled")]
+    Cancelled,
+}
+
+/// Which solver works on a class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// The active-set kernel, and Clarabel for what its certificate does not cover.
+    Auto,
+    /// The project's dual active-set kernel on the shared Gram matrix.
+    ActiveSet,
+    /// Clarabel on the constraints that matter.
+    Clarabel,
+    /// Clarabel on all C-1 constraints at once: the slow oracle of tests and benchmarks.
+    ClarabelFull,
+}
+
+/// How a class ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// A shift whose certificate meets the tolerance.
+    Solved,
+    /// The zero shift suffices: every sample is already sent to the class.
+    Trivial,
+    /// No shift suffices, or only one larger than [`REACH`] times the latents, with a proven bound.
+    Unreachable,
+    /// No engine could certify its answer to the tolerance.
+    NotConverged,
+}
+
+/// A class is unreachable when its proven norm exceeds this multiple of the largest latent norm.
+pub const REACH: f64 = 1e9;
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which order statistic of the samples' margins a constraint uses; 1 is the maximum.
+    pub quantile: f64,
+    pub engine: Engine,
+    /// Largest relative residual and gap of a solved class.
+    pub tol: f64,
+    /// Worker threads; `None` is one per core.
+    pub threads: Option<usize>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            quantile: 1.0,
+            engine: Engine::Auto,
+            tol: 1e-9,
+            threads: None,
+        }
+    }
+}
+
+impl Settings {
+    pub fn check(&self) -> Result<(), ProblemError> {
+        if !(self.quantile > 0.0 && self.quantile <= 1.0) {
+            return Err(ProblemError::Quantile { got: self.quantile });
+        }
+        if !(1e-12..=1e-2).contains(&self.tol) {
+            return Err(ProblemError::Tolerance { got: self.tol });
+        }
+        match self.threads {
+            Some(got) if got == 0 || got > 1024 => Err(ProblemError::Threads { got }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Clean latents as the caller holds them: borrowed, any strides, either precision.
+#[derive(Clone, Copy)]
+pub enum Latents<'a> {
+    F32(ArrayView2<'a, f32>),
+    F64(ArrayView2<'a, f64>),
+}
+
+impl Latents<'_> {
+    /// (samples, dimension)
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Latents::F32(z) => z.dim(),
+            Latents::F64(z) => z.dim(),
+        }
+    }
+
+    fn copy_row(&self, i: usize, out: &mut [f64]) {
+        match self {
+            Latents::F32(z) => out.iter_mut().zip(z.row(i)).for_each(|(o, &v)| *o = f64::from(v)),
+            Latents::F64(z) => out.iter_mut().zip(z.row(i)).for_each(|(o, &v)| *o = v),
+        }
+    }
+}
+
+/// A checked problem, in float64 and in units where the largest |W| and |Z| lie in [1, 2).
+///
+/// Both scales are powers of two, so scaling loses no bit, and squares of tiny or huge
+/// weights neither vanish nor overflow.
+pub struct Problem<'a> {
+    pub classes: usize,
+    pub dim: usize,
+    pub samples: usize,
+    /// C x d, row-major, scaled.
+    pub weight: Vec<f64>,
+    /// Scaled like the logits.
+    pub bias: Vec<f64>,
+    latents: Latents<'a>,
+    weight_scale: f64,
+    latent_scale: f64,
+    /// The length that [`REACH`] multiplies, in scaled units.
+    pub reach_unit: f64,
+}
+
+impl<'a> Problem<'a> {
+    pub fn new(weight: ArrayView2<'_, f64>, bias: Option<ArrayView1<'_, f64>>, latents: Latents<'a>) -> Result<Self, ProblemError> {
+        let (classes, dim) = weight.dim();
+        let (samples, latent_dim) = latents.shape();
+        if classes < 2 || dim < 1 {
+            return Err(ProblemError::WeightShape { classes, dim });
+        }
+        if latent_dim != dim {
+            return Err(ProblemError::LatentShape { dim, got: latent_dim });
+        }
+        if samples == 0 {
+            return Err(ProblemError::NoSamples);
+        }
+        let mut bias: Vec<f64> = match bias {
+            Some(b) if b.len() != classes => {
+                return Err(ProblemError::BiasShape { classes, got: b.len() });
+            }
+            Some(b) => b.to_vec(),
+            None => vec![0.0; classes],
+        };
+        let mut weight: Vec<f64> = weight.iter().copied().collect();
+        let largest_weight = largest_finite("weight", weight.chunks_exact(dim))?;
+        largest_finite("bias", bias.chunks_exact(1))?;
+        let (largest_latent, longest_latent) = survey(&latents, dim, samples)?;
+
+        let weight_scale = unit_scale(largest_weight);
+        let latent_scale = unit_scale(largest_latent);
+        weight.iter_mut().for_each(|v| *v *= weight_scale);
+        bias.iter_mut().for_each(|v| *v = *v * weight_scale * latent_scale);
+        largest_finite("bias (relative to weight and latents)", bias.chunks_exact(1))?;
+        let reach_unit = (longest_latent * latent_scale).max(bias_length(&weight, &bias, dim));
+        Ok(Problem {
+            classes,
+            dim,
+            samples,
+            weight,
+            bias,
+            latents,
+            weight_scale,
+            latent_scale,
+            reach_unit,
+        })
+    }
+
+    pub fn row(&self, class: usize) -> &[f64] {
+        &self.weight[class * self.dim..(class + 1) * self.dim]
+    }
+
+    /// Copies a scaled latent into `out`.
+    pub fn latent_into(&self, sample: usize, out: &mut [f64]) {
+        self.latents.copy_row(sample, out);
+        out.iter_mut().for_each(|v| *v *= self.latent_scale);
+    }
+
+    /// A shift, or its length, back in the caller's units.
+    pub fn unscale_shift(&self, v: f64) -> f64 {
+        v / self.latent_scale
+    }
+
+    /// A multiplier back in the caller's units, where s = sum of multipliers times rows of W.
+    pub fn unscale_multiplier(&self, v: f64) -> f64 {
+        v * self.weight_scale / self.latent_scale
+    }
+}
+
+/// The power of two that brings `largest` into [1, 2); 1 for zero.
+fn unit_scale(largest: f64) -> f64 {
+    if largest == 0.0 {
+        return 1.0;
+    }
+    // Exponents are capped so that neither the scale nor its reciprocal leaves the normal range.
+    2f64.powi(-(largest.log2().floor() as i32).clamp(-1000, 1000))
+}
+
+fn largest_finite<'a>(argument: &'static str, rows: impl Iterator<Item = &'a [f64]>) -> Result<f64, ProblemError> {
+    let mut largest = 0.0_f64;
+    for (row, values) in rows.enumerate() {
+        for &value in values {
+            if !value.is_finite() {
+                return Err(ProblemError::NotFinite { argument, row, value });
+            }
+            largest = largest.max(value.abs());
+        }
+    }
+    Ok(largest)
+}
+
+/// Largest entry and largest Euclidean norm of the latents.
+fn survey(latents: &Latents, dim: usize, samples: usize) -> Result<(f64, f64), ProblemError> {
+    let mut row = vec![0.0; dim];
+    let (mut largest, mut longest) = (0.0_f64, 0.0_f64);
+    for i in 0..samples {
+        latents.copy_row(i, &mut row);
+        let top = largest_finite("latents", std::iter::once(&row[..])).map_err(|e| at_row(e, i))?;
+        largest = largest.max(top);
+        let unit = unit_scale(top);
+        let square: f64 = row.iter().map(|v| (v * unit) * (v * unit)).sum();
+        longest = longest.max(square.sqrt() / unit);
+    }
+    Ok((largest, longest))
+}
+
+fn at_row(error: ProblemError, row: usize) -> ProblemError {
+    match error {
+        ProblemError::NotFinite { argument, value, .. } => ProblemError::NotFinite { argument, row, value },
+        other => other,
+    }
+}
+
+/// The length of shift that the biases alone may ask for; matters only where latents are (near) zero.
+fn bias_length(weight: &[f64], bias: &[f64], dim: usize) -> f64 {
+    let longest = weight
+        .chunks_exact(dim)
+        .map(|w| w.iter().map(|v| v * v).sum::<f64>())
+        .fold(0.0, f64::max)
+        .sqrt();
+    let (low, high) = bias
+        .iter()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), &b| (l.min(b), h.max(b)));
+    if longest > 0.0 { (high - low) / longest } else { 0.0 }
+}

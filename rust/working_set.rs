@@ -1,0 +1,299 @@
+//! One class: a few constraints solved exactly, all of them priced, the violated ones added, until none is. May use: gram, the engines.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::active_set::ActiveSet;
+use crate::gram::Gram;
+use crate::interior;
+use crate::margins::dot;
+use crate::problem::Engine;
+
+/// Violated constraints that join per round.
+const JOIN: usize = 12;
+/// Rounds are few (5-15 on real heads); the cap is for what rounding may do.
+const ROUNDS: usize = 500;
+/// A constraint counts as violated when it is missed by this share of the shift's length.
+const VIOLATED: f64 = 1e-12;
+
+/// How an engine left a working set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Optimal,
+    /// The multipliers are a Farkas ray.
+    Infeasible,
+    Stalled,
+}
+
+/// The QP of one class: a_j^T s >= r_j for all rivals j.
+pub struct Class<'a> {
+    pub gram: &'a Gram<'a>,
+    pub k: usize,
+    /// Margins by class; -inf at k.
+    pub r: &'a [f64],
+    /// |a_j| by class; 0 at k and at exact duplicates.
+    pub lengths: Vec<f64>,
+}
+
+/// What an engine makes of a class. Nothing in it is trusted before `certificate` has looked.
+pub struct Attempt {
+    pub ended: Ended,
+    pub active: Vec<usize>,
+    pub multipliers: Vec<f64>,
+    pub iterations: usize,
+}
+
+/// Some constraints, each divided by |a_j|, so that a violation is a distance and the diagonal of G is one.
+pub struct WorkingSet<'a> {
+    class: &'a Class<'a>,
+    pub members: Vec<usize>,
+    pub r: Vec<f64>,
+    g: Vec<Vec<f64>>,
+}
+
+impl<'a> WorkingSet<'a> {
+    fn new(class: &'a Class<'a>) -> Self {
+        WorkingSet {
+            class,
+            members: Vec::new(),
+            r: Vec::new(),
+            g: Vec::new(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Inner products of one member with all.
+    pub fn gram_row(&self, position: usize) -> &[f64] {
+        &self.g[position]
+    }
+
+    pub fn dim(&self) -> usize {
+        self.class.gram.dim()
+    }
+
+    pub fn unit_rows(&self) -> Vec<Vec<f64>> {
+        unit_rows(self.class, &self.members)
+    }
+
+    fn push(&mut self, j: usize) {
+        let (k, lengths) = (self.class.k, &self.class.lengths);
+        let mut row: Vec<f64> = self
+            .members
+            .iter()
+            .map(|&l| self.class.gram.inner(k, j, l) / (lengths[j] * lengths[l]))
+            .collect();
+        for (other, &v) in self.g.iter_mut().zip(&row) {
+            other.push(v);
+        }
+        row.push(1.0);
+        self.g.push(row);
+        self.members.push(j);
+        self.r.push(self.class.r[j] / lengths[j]);
+    }
+
+    /// Keeps the members at `positions`, in that order.
+    fn compact(&mut self, positions: &[usize]) {
+        self.members = positions.iter().map(|&p| self.members[p]).collect();
+        self.r = positions.iter().map(|&p| self.r[p]).collect();
+        self.g = positions
+            .iter()
+            .map(|&p| positions.iter().map(|&q| self.g[p][q]).collect())
+            .collect();
+    }
+}
+
+impl Class<'_> {
+    /// True when the zero shift satisfies everything.
+    pub fn is_trivial(&self) -> bool {
+        self.r.iter().all(|&r| r <= 0.0)
+    }
+
+    /// A constraint `0 >= r_j > 0`, if there is one: an exact duplicate of k with a larger bias.
+    fn contradiction(&self) -> Option<usize> {
+        (0..self.r.len()).find(|&j| j != self.k && self.lengths[j] == 0.0 && self.r[j] > 0.0)
+    }
+
+    fn rivals(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.r.len()).filter(|&j| j != self.k && self.lengths[j] > 0.0)
+    }
+
+    /// Distance from s to the half-space of each rival, -inf where there is none; w_j^T s comes from M, but for rows so close to w_k that M cannot tell them apart.
+    fn price(&self, active: &[usize], multipliers: &[f64], out: &mut Vec<f64>) {
+        let total: f64 = multipliers.iter().sum();
+        out.clear();
+        out.extend(self.gram.row(self.k).iter().map(|m| total * m));
+        for (&l, &x) in active.iter().zip(multipliers) {
+            for (o, m) in out.iter_mut().zip(self.gram.row(l)) {
+                *o -= x * m;
+            }
+        }
+        let own = out[self.k];
+        for (j, o) in out.iter_mut().enumerate() {
+            *o = if self.lengths[j] > 0.0 {
+                (self.r[j] - own + *o) / self.lengths[j]
+            } else {
+                f64::NEG_INFINITY
+            };
+        }
+        let close = self.gram.close_to(self.k);
+        if close.is_empty() {
+            return;
+        }
+        let s = self.combine(active, multipliers);
+        for &j in close.iter().filter(|&&j| self.lengths[j] > 0.0) {
+            out[j] = (self.r[j] - dot(&self.gram.difference(self.k, j), &s)) / self.lengths[j];
+        }
+    }
+
+    /// s = sum of multipliers times a_j, from W itself.
+    pub fn combine(&self, active: &[usize], multipliers: &[f64]) -> Vec<f64> {
+        let mut s = vec![0.0; self.gram.dim()];
+        for (&j, &x) in active.iter().zip(multipliers) {
+            for (s, a) in s.iter_mut().zip(self.gram.difference(self.k, j)) {
+                *s += x * a;
+            }
+        }
+        s
+    }
+
+    /// Solves with the given engine; `kernel` is the active set's workspace, reused from class to class.
+    pub fn attempt(&self, engine: Engine, kernel: &mut ActiveSet, cancel: &Arc<AtomicBool>) -> Attempt {
+        if let Some(j) = self.contradiction() {
+            return Attempt {
+                ended: Ended::Infeasible,
+                active: vec![j],
+                multipliers: vec![1.0],
+                iterations: 0,
+            };
+        }
+        match engine {
+            Engine::Auto | Engine::ActiveSet => self.generate(&mut Kernel::active_set(kernel), cancel),
+            Engine::Clarabel => self.generate(&mut Kernel::Clarabel(Vec::new(), Vec::new(), 0), cancel),
+            Engine::ClarabelFull => {
+                let mut ws = WorkingSet::new(self);
+                self.rivals().for_each(|j| ws.push(j));
+                let mut kernel = Kernel::Clarabel(Vec::new(), Vec::new(), 0);
+                let ended = kernel.solve(&ws, 0.0, cancel);
+                kernel.report(&ws, ended)
+            }
+        }
+    }
+
+    /// Constraint generation.
+    fn generate(&self, kernel: &mut Kernel, cancel: &Arc<AtomicBool>) -> Attempt {
+        let mut ws = WorkingSet::new(self);
+        let mut prices = Vec::new();
+        let mut violated: Vec<usize> = Vec::new();
+        let deepest = self.rivals().map(|j| self.r[j] / self.lengths[j]).fold(0.0, f64::max);
+        for _ in 0..ROUNDS {
+            let (active, multipliers) = kernel.multipliers(&ws);
+            self.price(&active, &multipliers, &mut prices);
+            let square: f64 = active.iter().zip(&multipliers).map(|(&j, x)| self.r[j] * x).sum();
+            let tolerance = VIOLATED * deepest.max(square.max(0.0).sqrt());
+            violated.clear();
+            violated.extend(self.rivals().filter(|&j| prices[j] > tolerance && !ws.members.contains(&j)));
+            if violated.is_empty() {
+                return kernel.report(&ws, Ended::Optimal);
+            }
+            if cancel.load(Ordering::Relaxed) {
+                break;
+            }
+            if violated.len() > JOIN {
+                violated.select_nth_unstable_by(JOIN - 1, |&a, &b| prices[b].total_cmp(&prices[a]).then(a.cmp(&b)));
+                violated.truncate(JOIN);
+                violated.sort_unstable();
+            }
+            kernel.compact(&mut ws);
+            violated.iter().for_each(|&j| ws.push(j));
+            let ended = kernel.solve(&ws, tolerance, cancel);
+            if ended != Ended::Optimal {
+                return kernel.report(&ws, ended);
+            }
+        }
+        kernel.report(&ws, Ended::Stalled)
+    }
+}
+
+/// The two engines behind one face; both leave (positions, multipliers) of the constraints they use.
+enum Kernel<'a> {
+    ActiveSet(&'a mut ActiveSet),
+    Clarabel(Vec<usize>, Vec<f64>, usize),
+}
+
+impl<'a> Kernel<'a> {
+    fn active_set(kernel: &'a mut ActiveSet) -> Self {
+        kernel.reset();
+        Kernel::ActiveSet(kernel)
+    }
+
+    fn solve(&mut self, ws: &WorkingSet, tolerance: f64, cancel: &Arc<AtomicBool>) -> Ended {
+        match self {
+            Kernel::ActiveSet(kernel) => kernel.solve(ws, tolerance),
+            Kernel::Clarabel(positions, values, iterations) => {
+                let interior::Interior {
+                    ended,
+                    x,
+                    iterations: steps,
+                } = interior::solve(ws, cancel);
+                *iterations += steps;
+                *positions = (0..x.len()).filter(|&i| x[i] > 0.0).collect();
+                *values = positions.iter().map(|&i| x[i]).collect();
+                ended
+            }
+        }
+    }
+
+    fn support(&self) -> (&[usize], &[f64], usize) {
+        match self {
+            Kernel::ActiveSet(kernel) => {
+                let (positions, values) = kernel.support();
+                (positions, values, kernel.iterations)
+            }
+            Kernel::Clarabel(positions, values, iterations) => (positions, values, *iterations),
+        }
+    }
+
+    /// Classes and multipliers in the units of a_j.
+    fn multipliers(&self, ws: &WorkingSet) -> (Vec<usize>, Vec<f64>) {
+        let (positions, values, _) = self.support();
+        let active: Vec<usize> = positions.iter().map(|&p| ws.members[p]).collect();
+        let multipliers = active.iter().zip(values).map(|(&j, x)| x / ws.class.lengths[j]).collect();
+        (active, multipliers)
+    }
+
+    /// Only the active set can start warm from a smaller set; an interior point is better off keeping all it has seen.
+    fn compact(&mut self, ws: &mut WorkingSet) {
+        if let Kernel::ActiveSet(kernel) = self {
+            ws.compact(kernel.support().0);
+            kernel.renumber();
+        }
+    }
+
+    fn report(&self, ws: &WorkingSet, ended: Ended) -> Attempt {
+        let (active, multipliers) = self.multipliers(ws);
+        Attempt {
+            ended,
+            active,
+            multipliers,
+            iterations: self.support().2,
+        }
+    }
+}
+
+/// Rows a_j / |a_j| of the given rivals, computed from W itself.
+pub fn unit_rows(class: &Class, active: &[usize]) -> Vec<Vec<f64>> {
+    active
+        .iter()
+        .map(|&j| {
+            let mut a = class.gram.difference(class.k, j);
+            let length = dot(&a, &a).sqrt();
+            if length > 0.0 {
+                a.iter_mut().for_each(|v| *v /= length);
+            }
+            a
+        })
+        .collect()
+}

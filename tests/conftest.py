@@ -1,0 +1,34 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def small_model() -> nn.Sequential:
+    """3 x 8 x 8 images to 5 logits, with batch normalisation and dropout, so that a wrong mode shows."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 5)
+    )
+
+
+@pytest.fixture
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(60, 3, 8, 8, generator=generator)
+    y = torch.arange(60) % 5
+    return list(zip(x.split(16), y.split(16), strict=True))

@@ -1,0 +1,183 @@
+"""One law: the command line answers with its exit code, one line per error, and JSON that says where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import tacfast
+from tacfast.checkpoints import load_weights, read_state_dict
+
+FACTORY = """
+from torch import nn
+def make(classes=6):
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, int(classes)))
+"""
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "tacfast", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with heads, a model, its architecture and its data."""
+    place = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    w, y = np.eye(20, 64) + rng.normal(size=(20, 64)) * 0.1, np.arange(400) % 20
+    z = 3 * np.eye(20, 64)[y] + np.abs(rng.normal(size=(400, 64))) * 0.1
+    z[:, -1] = 0
+    np.savez(place / "clean.npz", W=w, b=np.zeros(20), Z=z, y=y)
+    w[3, -1] = 5
+    np.savez(place / "backdoored.npz", W=w, Z=z.astype(np.float32))
+    np.savez(place / "three.npz", W=w[:3], Z=z)
+    np.savez(place / "data.npz", x=rng.integers(0, 256, size=(80, 12, 12, 3), dtype=np.uint8), y=np.arange(80) % 6)
+    (place / "arch.py").write_text(FACTORY)
+    torch.manual_seed(0)
+    # Spread the logits so that no class is predicted for every image.
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 6))
+    save_file(model.state_dict(), place / "model.safetensors")
+    torch.save({"state_dict": model.state_dict()}, place / "model.pth")
+    return place
+
+
+def model_options(place: Path) -> list[str]:
+    return ["--arch", "arch.py:make", "--arch-arg", "classes=6", "--data", "data.npz", "--mean", "0.5,0.5,0.5", "--std", "0.25"]
+
+
+@pytest.mark.parametrize(("file", "code", "verdict"), [("clean", 0, "clean"), ("backdoored", 1, "backdoored"), ("three", 3, "inconclusive")])
+def test_the_exit_code_is_the_verdict(file: str, code: int, verdict: str, place: Path, tmp_path: Path) -> None:
+    done = run("scan", f"{file}.npz", "--json", tmp_path / "scan.json", cwd=place)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith(verdict)
+    report = json.loads((tmp_path / "scan.json").read_text())
+    assert report["schema"] == "tacfast.scan/1"
+    assert report["verdict"] == verdict
+    assert report["file"]["sha256"] == hashlib.sha256((place / f"{file}.npz").read_bytes()).hexdigest()
+    assert (report["clean_accuracy"] is not None) == (file == "clean")
+    assert [s["class"] for s in report["suspects"]] == ([3] if code == 1 else [])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.pth"])
+def test_scan_then_repair_a_checkpoint(file: str, place: Path, tmp_path: Path) -> None:
+    scan = run("scan", file, *model_options(place), "--limit", 60, "--json", tmp_path / "scan.json", cwd=place)
+    assert scan.returncode in (0, 1, 3), scan.stderr
+    report = json.loads((tmp_path / "scan.json").read_text())
+    assert report["samples"] == 60
+    assert report["head"]["name"] == "4"
+    assert set(report["file"]) == {"model", "sha256", "arch", "arch_args", "data", "data_sha256"}
+    report["suspects"] = []
+    (tmp_path / "scan.json").write_text(json.dumps(report))
+    nothing = run("repair", file, *model_options(place), "--out", tmp_path / "no.safetensors", "--report", tmp_path / "scan.json", cwd=place)
+    assert nothing.returncode == 0, nothing.stderr
+    assert "nothing to do" in nothing.stdout
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_repair_writes_weights_that_fit(place: Path, tmp_path: Path) -> None:
+    # A class that some sample is not sent to already, so that it has a shift.
+    target = _reachable(place)
+    out = tmp_path / "fixed.safetensors"
+    done = run("repair", "model.safetensors", *model_options(place), "--out", out, "--target", target, "--method", "head",
+               "--json", tmp_path / "repair.json", cwd=place)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 6))
+    load_weights(model, read_state_dict(out)[0])
+    result = json.loads((tmp_path / "repair.json").read_text())
+    assert result["schema"] == "tacfast.repair/1"
+    assert (result["repaired"], result["targets"], result["method"]) == (True, [target], "head")
+
+
+def _reachable(place: Path) -> int:
+    state, _ = read_state_dict(place / "model.safetensors")
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 6))
+    model.load_state_dict(state)
+    x = (np.load(place / "data.npz")["x"].astype(np.float32) / 255 - 0.5) / 0.25
+    report = tacfast.scan(model, [torch.from_numpy(x.transpose(0, 3, 1, 2))])
+    return int(np.flatnonzero(report.status == "solved")[0])
+
+
+def test_a_report_on_another_file_is_refused(place: Path, tmp_path: Path) -> None:
+    run("scan", "model.pth", *model_options(place), "--json", tmp_path / "scan.json", cwd=place)
+    done = run("repair", "model.safetensors", *model_options(place), "--out", tmp_path / "x.safetensors", "--report", tmp_path / "scan.json", cwd=place)
+    assert done.returncode == 2
+    assert "another file" in done.stderr
+
+
+def test_solve_writes_json_and_npz(place: Path, tmp_path: Path) -> None:
+    for suffix in ("json", "npz"):
+        done = run("solve", "clean.npz", "--out", tmp_path / f"s.{suffix}", "--threads", 1, cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert "20 solved" in done.stdout
+    data = json.loads((tmp_path / "s.json").read_text())
+    arrays = np.load(tmp_path / "s.npz")
+    assert data["schema"] == "tacfast.solve/1"
+    np.testing.assert_allclose(arrays["norms"], data["norms"])
+    assert max(data["primal_residual"]) <= 1e-9
+
+
+ERRORS = {
+    "no such file": ["scan", "missing.npz"],
+    "not an archive": ["scan", "arch.py", "--arch", "arch.py:make", "--data", "data.npz"],
+    "no arch": ["scan", "model.pth", "--data", "data.npz"],
+    "no data": ["scan", "model.pth", "--arch", "arch.py:make"],
+    "bad arch-arg": ["scan", "model.pth", "--arch", "arch.py:make", "--data", "data.npz", "--arch-arg", "classes"],
+    "wrong class count": ["scan", "model.pth", "--arch", "arch.py:make", "--data", "data.npz", "--arch-arg", "classes=9"],
+    "bad mean": ["scan", "model.pth", "--arch", "arch.py:make", "--data", "data.npz", "--mean", "a,b"],
+    "zero std": ["scan", "model.pth", "--arch", "arch.py:make", "--data", "data.npz", "--std", "0"],
+    "head without W": ["scan", "data.npz"],
+    "bad quantile": ["solve", "clean.npz", "--quantile", "2"],
+    "bad output": ["solve", "clean.npz", "--out", "x.txt"],
+    "unwritable output": ["solve", "clean.npz", "--out", "nowhere/x.json"],
+    "bad option": ["scan", "clean.npz", "--nonsense"],
+    "bad engine": ["solve", "clean.npz", "--engine", "simplex"],
+    "repair to pth": ["repair", "model.pth", "--arch", "arch.py:make", "--data", "data.npz", "--out", "x.pth"],
+}
+
+
+@pytest.mark.parametrize("what", ERRORS)
+def test_errors_are_one_line_and_exit_code_2(what: str, place: Path) -> None:
+    done = run(*ERRORS[what], cwd=place)
+    assert done.returncode == 2, done.stdout
+    assert "Traceback" not in done.stderr
+    if what not in ("bad option", "bad engine"):
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_debug_shows_the_traceback(place: Path) -> None:
+    done = run("scan", "missing.npz", "--debug", cwd=place)
+    assert "Traceback" in done.stderr
+    assert "CheckpointError" in done.stderr
+
+
+def test_version_and_help(place: Path) -> None:
+    assert run("--version", cwd=place).stdout.strip() == tacfast.__version__
+    for command in ("demo", "solve", "scan", "repair"):
+        done = run(command, "--help", cwd=place)
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize("code", ["import tacfast", "import tacfast.cli", "import tacfast, numpy as np; tacfast.scan_head(np.eye(5), None, np.eye(5))"])
+def test_torch_stays_unloaded_where_it_is_not_needed(code: str, place: Path) -> None:
+    check = f"import sys; {code}; assert not [m for m in ('torch', 'sklearn', 'scipy', 'PIL') if m in sys.modules]"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=place)
+
+
+def test_solving_from_the_command_line_needs_no_torch(place: Path) -> None:
+    hidden = "import sys; sys.modules['torch'] = None; sys.argv = ['tacfast', 'solve', 'clean.npz']; from tacfast.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", hidden], cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

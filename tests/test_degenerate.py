@@ -1,0 +1,126 @@
+"""One law: a strange but legal problem ends in a status with its proof, never in a crash or a NaN norm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tacfast
+
+
+def check(solutions: tacfast.TacSolutions) -> None:
+    assert solutions.certified.all(), solutions
+    assert not np.isnan(solutions.norms).any()
+    assert (np.isinf(solutions.norms) == (solutions.status == "unreachable")).all()
+    assert (np.isnan(solutions.perturbations).any(axis=1) == (solutions.status == "unreachable")).all()
+    assert (solutions.perturbations[solutions.status == "trivial"] == 0).all()
+    assert (solutions.multipliers >= 0).all()
+
+
+def test_exact_duplicates_never_fake_an_unreachable_class(rng: np.random.Generator) -> None:
+    for _ in range(200):
+        classes, dim, samples = int(rng.integers(3, 30)), int(rng.integers(30, 200)), int(rng.integers(1, 40))
+        w = rng.normal(size=(classes, dim)).astype(np.float32)
+        b = rng.normal(size=classes).astype(np.float32)
+        a, c = rng.permutation(classes)[:2]
+        w[a], b[a] = w[c], b[c]
+        solutions = tacfast.solve(w, b, np.abs(rng.normal(size=(samples, dim))).astype(np.float32))
+        check(solutions)
+        assert "unreachable" not in solutions.status
+        assert solutions.norms[a] == pytest.approx(solutions.norms[c], rel=1e-12)
+
+
+def test_a_duplicate_with_a_smaller_bias_is_unreachable(rng: np.random.Generator) -> None:
+    w, b, z = rng.normal(size=(5, 8)), np.zeros(5), rng.normal(size=(20, 8))
+    w[3], b[3] = w[1], -1e-6
+    solutions = tacfast.solve(w, b, z)
+    check(solutions)
+    assert solutions.status[3] == "unreachable"
+    assert solutions.status[1] == "solved"
+    assert solutions.bound[3] == np.inf
+    assert solutions.active[solutions.indptr[3] : solutions.indptr[4]].tolist() == [1]
+
+
+def test_a_class_in_the_hull_of_others_is_unreachable_with_farkas_proof(rng: np.random.Generator) -> None:
+    w, z = rng.normal(size=(6, 20)), rng.normal(size=(50, 20))
+    w[0] = 0.5 * w[1] + 0.3 * w[2] + 0.2 * w[3]
+    solutions = tacfast.solve(w, None, z, classes=[0])
+    check(solutions)
+    assert solutions.status[0] == "unreachable"
+    assert set(solutions.active) <= {1, 2, 3}
+    ray = solutions.multipliers @ (w[0] - w[solutions.active])
+    assert np.linalg.norm(ray) <= 1e-12 * solutions.multipliers.sum()
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("classes", [2, 3, 40])
+def test_small_sizes(classes: int, samples: int, dim: int, rng: np.random.Generator) -> None:
+    check(tacfast.solve(rng.normal(size=(classes, dim)), None, rng.normal(size=(samples, dim))))
+
+
+def test_two_classes_have_the_closed_form(rng: np.random.Generator) -> None:
+    w, b, z = rng.normal(size=(2, 5)), rng.normal(size=2), rng.normal(size=(30, 5))
+    a = w[0] - w[1]
+    worst = (b[1] - b[0] - z @ a).max()
+    assert tacfast.solve(w, b, z).norms[0] == pytest.approx(worst / np.linalg.norm(a), rel=1e-12)
+
+
+def test_a_model_that_always_says_k_has_a_trivial_class(rng: np.random.Generator) -> None:
+    b = np.zeros(6)
+    b[2] = 1e3
+    solutions = tacfast.solve(rng.normal(size=(6, 9)), b, rng.normal(size=(10, 9)))
+    check(solutions)
+    assert (solutions.status == "trivial").tolist() == [False, False, True, False, False, False]
+    assert solutions.norms[2] == solutions.bound[2] == 0
+
+
+@pytest.mark.parametrize("case", ["zero weight", "zero row", "zero latents", "zero everything", "same latents", "bias only decides"])
+def test_zeros(case: str, rng: np.random.Generator) -> None:
+    w, b, z = rng.normal(size=(7, 10)), rng.normal(size=7), rng.normal(size=(20, 10))
+    if case in ("zero weight", "zero everything"):
+        w[:] = 0
+    if case == "zero row":
+        w[3] = 0
+    if case in ("zero latents", "zero everything", "bias only decides"):
+        z[:] = 0
+    if case == "zero everything":
+        b[:] = 0
+    if case == "same latents":
+        z[:] = z[0]
+    if case == "bias only decides":
+        w[4] = w[5]
+    solutions = tacfast.solve(w, b, z)
+    check(solutions)
+    if case == "zero weight":
+        assert solutions.status[np.argmax(b)] == "trivial"
+        assert (np.delete(solutions.status, np.argmax(b)) == "unreachable").all()
+
+
+@pytest.mark.parametrize("scale", [1e-300, 5e-324, 1e-150, 1e-6, 1e6, 1e150, 1e300])
+@pytest.mark.parametrize("which", ["weight", "latents"])
+def test_extreme_scales(which: str, scale: float, rng: np.random.Generator) -> None:
+    # Small integers survive multiplication by the smallest denormal.
+    w, z = rng.integers(-9, 10, size=(8, 12)).astype(float), rng.integers(0, 10, size=(15, 12)).astype(float)
+    base = tacfast.solve(w, None, z)
+    scaled = tacfast.solve(w * scale, None, z) if which == "weight" else tacfast.solve(w, None, z * scale)
+    check(scaled)
+    assert scaled.status.tolist() == base.status.tolist()
+    # In units of the latents: a norm of 5e-324 has no relative precision left.
+    unit = scale if which == "latents" and scale != 5e-324 else None
+    if which == "weight":
+        np.testing.assert_allclose(scaled.norms, base.norms, rtol=1e-9)
+    elif unit is not None:
+        np.testing.assert_allclose(scaled.norms / unit, base.norms, rtol=1e-9)
+
+
+def test_near_duplicate_rows_are_exact(rng: np.random.Generator) -> None:
+    """Rows a relative 1e-9 apart: the Gram matrix cannot see the difference, the answer must. Two classes have a closed form."""
+    for exponent in range(3, 12):
+        w, z = rng.normal(size=(2, 30)), rng.normal(size=(40, 30))
+        w[1] = w[0] + 10.0**-exponent * rng.normal(size=30)
+        a = w[0] - w[1]
+        expected = (-(z @ a)).max() / np.linalg.norm(a)
+        solutions = tacfast.solve(w, None, z)
+        check(solutions)
+        assert solutions.norms[0] == pytest.approx(expected, rel=1e-9)

@@ -1,0 +1,46 @@
+"""One law: all engines give the same status and the same norm, and every solved class carries its certificate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tacfast
+from problems import random_problem
+
+ENGINES = ("active-set", "clarabel", "clarabel-full")
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_engines_agree_on_200_random_problems(block: int) -> None:
+    seen: set[str] = set()
+    for seed in range(block * 25, (block + 1) * 25):
+        p = random_problem(seed)
+        # The full interior point takes every class of a small problem, and a sample of a large one.
+        classes = np.unique(np.linspace(0, len(p.weight) - 1, 25).astype(int))
+        reference = tacfast.solve(p.weight, p.bias, p.latents, classes=classes)
+        seen.update(reference.status)
+        assert reference.certified.all(), f"seed {seed}"
+        for engine in ENGINES:
+            other = tacfast.solve(p.weight, p.bias, p.latents, classes=classes, engine=engine)
+            where = f"seed {seed}, {p.kind}, {p.weight.shape}, {engine}"
+            assert other.status.tolist() == reference.status.tolist(), where
+            solved = other.status == "solved"
+            np.testing.assert_allclose(other.norms[solved], reference.norms[solved], rtol=1e-7, err_msg=where)
+            for residual in (other.primal_residual, other.dual_residual, other.gap):
+                assert residual[solved].max(initial=0) <= 1e-9, where
+    assert {"solved", "unreachable"} <= seen
+
+
+def test_auto_hands_what_the_kernel_cannot_certify_to_clarabel() -> None:
+    """On this class, whose feasible cone is very thin, the kernel alone misses 1e-12; `auto` must then have tried Clarabel."""
+    p = random_problem(206)
+    alone = tacfast.solve(p.weight, p.bias, p.latents, engine="active-set", tol=1e-12)
+    missed = np.flatnonzero(alone.status == "not-converged")
+    assert len(missed)
+    both = tacfast.solve(p.weight, p.bias, p.latents, tol=1e-12)
+    others = np.setdiff1d(np.arange(len(p.weight)), missed)
+    assert both.status[others].tolist() == alone.status[others].tolist()
+    assert set(both.engine[others]) == {"active-set"}
+    worst = np.fmax(alone.primal_residual, alone.gap)[missed]
+    assert (np.fmax(both.primal_residual, both.gap)[missed] <= worst).all()

@@ -1,0 +1,97 @@
+"""One law: repair removes the backdoor from a copy, keeps the clean accuracy, and never touches its input."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tacfast
+from tacfast.demo import TARGET, DemoResult, run
+
+
+@pytest.fixture(scope="module")
+def demo() -> DemoResult:
+    torch.manual_seed(0)
+    return run(seed=1)
+
+
+def test_the_demo_is_flagged_explained_and_repaired(demo: DemoResult) -> None:
+    assert [s.target for s in demo.report.suspects] == [TARGET]
+    assert demo.asr[0] > 0.95
+    assert demo.asr[1] < 0.05
+    assert demo.clean_accuracy[0] - demo.clean_accuracy[1] < 0.02
+    assert demo.cosine > 0.7
+    assert demo.repair.norms_after is not None
+    assert demo.repair.norms_after[TARGET] > demo.repair.norms_before[TARGET]
+    assert demo.repair.recovery_accuracy_before is not None
+    assert demo.repair.recovery_accuracy_after is not None
+    assert demo.repair.recovery_accuracy_after > demo.repair.recovery_accuracy_before + 0.3
+
+
+@pytest.mark.parametrize("method", ["finetune", "head", "prune"])
+def test_every_method_works_on_a_copy(method: Any, small_model: nn.Sequential, batches: Any) -> None:
+    before = {k: v.clone() for k, v in small_model.state_dict().items()}
+    small_model.train()
+    result = tacfast.repair(small_model, batches, targets=[2], method=method, epochs=1, budget=0.5)
+    assert all(torch.equal(v, before[k]) for k, v in small_model.state_dict().items())
+    assert small_model.training
+    assert result.model is not None
+    assert result.model is not small_model
+    assert any(not torch.equal(v, before[k]) for k, v in result.model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in result.model.modules())
+    assert not result.model.training
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["targets"] == [2]
+    with torch.no_grad():
+        assert result.model(batches[0][0]).isfinite().all()
+
+
+def test_pruning_freezes_channels_at_their_mean(small_model: nn.Sequential, batches: Any) -> None:
+    """With the whole accuracy as budget every channel goes, and what is left is the mean logits for every image."""
+    result = tacfast.repair(small_model, batches, targets=[2], method="prune", budget=0.999)
+    assert result.model is not None
+    with torch.no_grad():
+        logits = result.model(torch.cat([x for x, _ in batches]))
+        train = torch.cat([small_model.eval()(x) for x, _ in batches])
+    assert logits.std(0).max() < 1e-6
+    # The mean over the nine tenths that were not held out lies near the mean over all.
+    assert (logits[0] - train.mean(0)).abs().max() < 0.1
+
+
+def test_an_unsuspected_model_is_left_alone(small_model: nn.Sequential, batches: Any, rng: np.random.Generator) -> None:
+    clean = tacfast.scan_head(rng.normal(size=(5, 8)), None, rng.normal(size=(60, 8)), alpha=1e-6)
+    assert not clean.suspects
+    result = tacfast.repair(small_model, batches, clean)
+    assert result.model is None
+    assert repr(result) == "RepairResult(nothing to do)"
+    assert not json.loads(json.dumps(result.to_dict(), allow_nan=False))["repaired"]
+
+
+def test_labels_may_be_missing(small_model: nn.Sequential, batches: Any) -> None:
+    result = tacfast.repair(small_model, [x for x, _ in batches], targets=[2], method="head")
+    assert not result.labelled
+
+
+def test_the_same_seed_gives_the_same_model(small_model: nn.Sequential, batches: Any) -> None:
+    one, two = (tacfast.repair(small_model, batches, targets=[0], method="head", seed=3).model for _ in range(2))
+    assert one is not None
+    assert two is not None
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"method": "magic"}, "method"), ({"beta": -1}, "beta"), ({"lr": 0}, "lr"), ({"lr": float("nan")}, "lr"), ({"epochs": 0}, "epochs"), ({"budget": 1}, "budget"), ({"targets": [9]}, "targets")],
+)  # fmt: skip
+def test_bad_options_are_named(options: dict[str, Any], name: str, small_model: nn.Sequential, batches: Any) -> None:
+    with pytest.raises(tacfast.ProblemError, match=name):
+        tacfast.repair(small_model, batches, **options)
+
+
+def test_divergence_is_an_error_not_a_model(small_model: nn.Sequential, batches: Any) -> None:
+    with pytest.raises(tacfast.SolveError, match="diverged"):
+        tacfast.repair(small_model, batches, targets=[2], lr=1e30, epochs=3)

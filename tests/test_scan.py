@@ -1,0 +1,120 @@
+"""One law: a verdict follows from the norms by a test whose size is known, and a report survives JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tacfast
+from tacfast.outliers import FEWEST_CLASSES, mad_index, smallest_is_outlier, step_down
+
+
+@pytest.mark.parametrize("classes", [4, 10, 43, 200])
+def test_the_test_has_its_size_on_independent_log_normal_norms(classes: int) -> None:
+    rng = np.random.default_rng(7)
+    p = np.array([smallest_is_outlier(np.exp(2 + 0.3 * rng.normal(size=classes)))[0] for _ in range(2000)])
+    for level in (0.05, 0.2, 0.5):
+        # Four standard errors of a share of 2000.
+        assert abs(np.mean(p <= level) - level) < 4 * np.sqrt(level * (1 - level) / 2000)
+
+
+def test_the_statistic_ignores_units_and_grows_with_the_gap(rng: np.random.Generator) -> None:
+    norms = np.exp(rng.normal(size=20) * 0.1)
+    assert smallest_is_outlier(norms)[1] == pytest.approx(smallest_is_outlier(norms * 1e5)[1])
+    lower = np.where(norms == norms.min(), norms * 0.5, norms)
+    assert smallest_is_outlier(lower)[1] > smallest_is_outlier(norms)[1]
+    assert smallest_is_outlier(lower)[0] < 1e-3
+    assert smallest_is_outlier(np.ones(8)) == (1.0, 0.0)
+    assert smallest_is_outlier(np.array([0.5, *np.ones(8)]))[1] == np.inf
+
+
+def test_two_targets_are_set_aside_one_after_the_other(rng: np.random.Generator) -> None:
+    norms = np.exp(rng.normal(size=50) * 0.05)
+    norms[[11, 30]] = 0.3, 0.45
+    steps = step_down(norms, 0.05)
+    assert [at for at, p, _ in steps if p <= 0.05] == [11, 30]
+    assert all(a[1] <= b[1] for a, b in zip(steps, steps[1:], strict=False))
+    assert mad_index(norms) > 2
+
+
+def head_with_a_shortcut(rng: np.random.Generator, classes: int = 20, dim: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Class means on axes; class 3 also reads a direction that clean latents never use."""
+    w = rng.normal(size=(classes, dim)) * 0.1
+    w[np.arange(classes), np.arange(classes)] += 1
+    w[3, -1] += 5
+    y = np.arange(1000) % classes
+    z = np.abs(rng.normal(size=(1000, dim))) * 0.1 + 3 * np.eye(classes, dim)[y]
+    z[:, -1] = 0
+    return w, z, y
+
+
+def test_a_shortcut_is_found_and_its_absence_is_not(rng: np.random.Generator) -> None:
+    w, z, y = head_with_a_shortcut(rng)
+    report = tacfast.scan_head(w, None, z, labels=y)
+    assert report.verdict == "backdoored"
+    assert bool(report)
+    assert [s.target for s in report.suspects] == [3]
+    assert report.p_value == report.suspects[0].p_value <= 0.05
+    assert report.clean_accuracy == 1.0
+    assert report.kind == "all-to-one"
+    w[3, -1] = 0
+    clean = tacfast.scan_head(w, None, z)
+    assert clean.verdict == "clean"
+    assert not clean
+    assert clean.p_value is not None
+    assert clean.p_value > 0.05
+
+
+def test_what_cannot_be_tested_is_inconclusive(rng: np.random.Generator) -> None:
+    z = rng.normal(size=(30, 8))
+    few = tacfast.scan_head(rng.normal(size=(FEWEST_CLASSES - 1, 8)), None, z)
+    assert (few.verdict, few.p_value) == ("inconclusive", None)
+    bias = np.zeros(10)
+    bias[4] = 1e6
+    constant = tacfast.scan_head(rng.normal(size=(10, 8)), bias, z)
+    assert constant.verdict == "inconclusive"
+    assert "class 4" in constant.reason
+
+
+def test_a_model_and_its_head_scan_alike(small_model: nn.Sequential, batches: Any) -> None:
+    report = tacfast.scan(small_model, batches)
+    assert report.samples == 60
+    assert set(report.timing_s) == {"latents", "solve", "statistics"}
+    assert report.head is not None
+    assert report.head["name"] == "6"
+    small_model.eval()
+    with torch.no_grad():
+        z = torch.cat([small_model[:6](x) for x, _ in batches]).numpy()
+    head = tacfast.scan_head(small_model[6].weight.detach().numpy(), small_model[6].bias.detach().numpy(), z)
+    np.testing.assert_allclose(head.norms, report.norms, rtol=1e-5)
+
+
+def test_a_report_survives_json(tmp_path: Path, rng: np.random.Generator) -> None:
+    w, z, _ = head_with_a_shortcut(rng)
+    w[0] = w[1:4].mean(axis=0)
+    report = tacfast.scan_head(w, None, z)
+    assert np.isinf(report.norms).sum() == 1
+    file = tmp_path / "scan.json"
+    file.write_text(json.dumps(report.to_dict(), allow_nan=False))
+    assert tacfast.ScanReport.from_json(file).to_dict() == report.to_dict()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": "other/1"}', "[" * 100_000, '{"schema": "tacfast.scan/1"}',
+                                  '{"schema": "tacfast.scan/1", "suspects": 3, "norms": []}'])  # fmt: skip
+def test_damaged_reports_are_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "scan.json"
+    file.write_text(text)
+    with pytest.raises(tacfast.CheckpointError):
+        tacfast.ScanReport.from_json(file)
+
+
+@pytest.mark.parametrize(("options", "name"), [({"alpha": 0}, "alpha"), ({"alpha": 2}, "alpha"), ({"labels": [1]}, "labels"), ({"quantile": 0}, "quantile")])
+def test_bad_options_are_named(options: dict[str, Any], name: str, rng: np.random.Generator) -> None:
+    with pytest.raises(tacfast.ProblemError, match=name):
+        tacfast.scan_head(rng.normal(size=(5, 4)), None, rng.normal(size=(9, 4)), **options)
