@@ -32,7 +32,7 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/python -m mypy.stubtest tacfast._rust
 	cargo fmt --check
 	cargo clippy --locked --all-targets --quiet -- -D warnings
-	PYO3_PYTHON=$(BIN)/python cargo clippy --locked --features python --quiet -- -D warnings
+	PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo clippy --locked --features python --quiet -- -D warnings
 
 format: $(VENV)/.lint
 	$(BIN)/ruff format .

@@ -105,7 +105,7 @@ impl Support {
                 .map(|&i| if farkas { 0.0 } else { self.r[i] } - dot(&self.rows[i], &s))
                 .collect();
             let size = residual.iter().fold(0.0_f64, |a, v| a.max(v.abs()));
-            if !(size < 0.5 * last) || size == 0.0 {
+            if size == 0.0 || size.is_nan() || size >= 0.5 * last {
                 break;
             }
             last = size;

@@ -22,7 +22,13 @@ def rng() -> np.random.Generator:
 def small_model() -> nn.Sequential:
     """3 x 8 x 8 images to 5 logits, with batch normalisation and dropout, so that a wrong mode shows."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 5)
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(8, 5),
     )
 
 

@@ -1,4 +1,4 @@
-"""Random problems for the solver's tests. Feasibility is decided clearly in each: by a class in the hull of others, or by generic position."""
+"""Random problems for the solver's tests. Feasibility is decided clearly in each: by a hull of other classes, or by generic position."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_safetensors_round_trip(model: nn.Module, tmp_path: Path) -> None:
     save_safetensors(model, file, {"by": "test"})
     loaded, _ = read_state_dict(file)
     assert all(torch.equal(v, loaded[k]) for k, v in model.state_dict().items())
-    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     assert file.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 
@@ -218,6 +218,6 @@ def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
         stream.write(b"half")
         raise ZeroDivisionError
     assert file.read_text() == "whole"
-    assert os.listdir(tmp_path) == ["out"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
     with pytest.raises(CheckpointError, match="cannot write"), atomic(tmp_path / "no" / "out"):
         pass

@@ -57,7 +57,9 @@ def model_options(place: Path) -> list[str]:
     return ["--arch", "arch.py:make", "--arch-arg", "classes=6", "--data", "data.npz", "--mean", "0.5,0.5,0.5", "--std", "0.25"]
 
 
-@pytest.mark.parametrize(("file", "code", "verdict"), [("clean", 0, "clean"), ("backdoored", 1, "backdoored"), ("three", 3, "inconclusive")])
+@pytest.mark.parametrize(
+    ("file", "code", "verdict"), [("clean", 0, "clean"), ("backdoored", 1, "backdoored"), ("three", 3, "inconclusive")]
+)
 def test_the_exit_code_is_the_verdict(file: str, code: int, verdict: str, place: Path, tmp_path: Path) -> None:
     done = run("scan", f"{file}.npz", "--json", tmp_path / "scan.json", cwd=place)
     assert done.returncode == code, done.stderr
@@ -80,7 +82,9 @@ def test_scan_then_repair_a_checkpoint(file: str, place: Path, tmp_path: Path) -
     assert set(report["file"]) == {"model", "sha256", "arch", "arch_args", "data", "data_sha256"}
     report["suspects"] = []
     (tmp_path / "scan.json").write_text(json.dumps(report))
-    nothing = run("repair", file, *model_options(place), "--out", tmp_path / "no.safetensors", "--report", tmp_path / "scan.json", cwd=place)
+    nothing = run(
+        "repair", file, *model_options(place), "--out", tmp_path / "no.safetensors", "--report", tmp_path / "scan.json", cwd=place
+    )
     assert nothing.returncode == 0, nothing.stderr
     assert "nothing to do" in nothing.stdout
     assert not (tmp_path / "no.safetensors").exists()
@@ -111,7 +115,16 @@ def _reachable(place: Path) -> int:
 
 def test_a_report_on_another_file_is_refused(place: Path, tmp_path: Path) -> None:
     run("scan", "model.pth", *model_options(place), "--json", tmp_path / "scan.json", cwd=place)
-    done = run("repair", "model.safetensors", *model_options(place), "--out", tmp_path / "x.safetensors", "--report", tmp_path / "scan.json", cwd=place)
+    done = run(
+        "repair",
+        "model.safetensors",
+        *model_options(place),
+        "--out",
+        tmp_path / "x.safetensors",
+        "--report",
+        tmp_path / "scan.json",
+        cwd=place,
+    )
     assert done.returncode == 2
     assert "another file" in done.stderr
 
@@ -171,7 +184,9 @@ def test_version_and_help(place: Path) -> None:
         assert "Usage" in done.stdout
 
 
-@pytest.mark.parametrize("code", ["import tacfast", "import tacfast.cli", "import tacfast, numpy as np; tacfast.scan_head(np.eye(5), None, np.eye(5))"])
+@pytest.mark.parametrize(
+    "code", ["import tacfast", "import tacfast.cli", "import tacfast, numpy as np; tacfast.scan_head(np.eye(5), None, np.eye(5))"]
+)
 def test_torch_stays_unloaded_where_it_is_not_needed(code: str, place: Path) -> None:
     check = f"import sys; {code}; assert not [m for m in ('torch', 'sklearn', 'scipy', 'PIL') if m in sys.modules]"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=place)

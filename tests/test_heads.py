@@ -151,7 +151,12 @@ def test_batches_may_be_tensors_pairs_or_dicts_with_or_without_labels(small_mode
 
 @pytest.mark.parametrize(
     ("loader", "reason"),
-    [([], "no batch"), (["text"], "a batch must be"), ([(np.zeros(3), 1)], "must be a tensor"), ([(torch.zeros(2, 3, 8, 8), [1])], "one class per image")],
+    [
+        ([], "no batch"),
+        (["text"], "a batch must be"),
+        ([(np.zeros(3), 1)], "must be a tensor"),
+        ([(torch.zeros(2, 3, 8, 8), [1])], "one class per image"),
+    ],
 )
 def test_strange_batches_are_named(loader: list[Any], reason: str, small_model: nn.Sequential) -> None:
     with pytest.raises(tacfast.ModelError, match=reason):

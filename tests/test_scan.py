@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def test_two_targets_are_set_aside_one_after_the_other(rng: np.random.Generator)
     norms[[11, 30]] = 0.3, 0.45
     steps = step_down(norms, 0.05)
     assert [at for at, p, _ in steps if p <= 0.05] == [11, 30]
-    assert all(a[1] <= b[1] for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a[1] <= b[1] for a, b in itertools.pairwise(steps))
     assert mad_index(norms) > 2
 
 
@@ -114,7 +115,9 @@ def test_damaged_reports_are_refused(text: str, tmp_path: Path) -> None:
         tacfast.ScanReport.from_json(file)
 
 
-@pytest.mark.parametrize(("options", "name"), [({"alpha": 0}, "alpha"), ({"alpha": 2}, "alpha"), ({"labels": [1]}, "labels"), ({"quantile": 0}, "quantile")])
+@pytest.mark.parametrize(
+    ("options", "name"), [({"alpha": 0}, "alpha"), ({"alpha": 2}, "alpha"), ({"labels": [1]}, "labels"), ({"quantile": 0}, "quantile")]
+)
 def test_bad_options_are_named(options: dict[str, Any], name: str, rng: np.random.Generator) -> None:
     with pytest.raises(tacfast.ProblemError, match=name):
         tacfast.scan_head(rng.normal(size=(5, 4)), None, rng.normal(size=(9, 4)), **options)

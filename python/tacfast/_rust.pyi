@@ -5,9 +5,11 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["__version__", "solve"]
+
 __version__: str
 
-class Columns(TypedDict):
+class _Columns(TypedDict):
     """Struct of arrays over the m classes asked for; see `tacfast.TacSolutions` for their meaning."""
 
     norms: NDArray[np.float64]
@@ -33,5 +35,5 @@ def solve(
     engine: str,
     tol: float,
     threads: int | None,
-) -> Columns:
+) -> _Columns:
     """Solve the given classes; raises ValueError on malformed input. Releases the GIL; Ctrl-C stops it."""

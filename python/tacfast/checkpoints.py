@@ -93,9 +93,14 @@ def load_weights(model: Any, state: Mapping[str, Any]) -> None:
     own = model.state_dict()
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
-    shapes = [f"{k}: file {tuple(state[k].shape)}, model {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
-    problems = [f"{what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" for what, names in (
-        ("missing from the file", missing), ("not in the model", unexpected), ("of another shape", shapes)) if names]
+    shapes = [
+        f"{k}: file {tuple(state[k].shape)}, model {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        for what, names in (("missing from the file", missing), ("not in the model", unexpected), ("of another shape", shapes))
+        if names
+    ]
     if problems:
         raise CheckpointError(f"the file does not fit the architecture; {'; '.join(problems)}. Check --arch and --arch-arg")
     model.load_state_dict(dict(state))
@@ -213,8 +218,8 @@ def read_npz(path: str | Path) -> tuple[dict[str, NDArray[Any]], str]:
 def read_images(path: str | Path, *, size: int | None = None, limit: int | None = None, seed: int = 0) -> Images:
     """Clean images from an .npz with `x` (n, H, W, 3) uint8 and perhaps `y` (n,), or from a folder of images.
 
-    A folder's first-level subfolders, in sorted order, are its classes; a flat folder has no labels. `size` resizes to size x size; a `limit`
-    below the number of images takes a random subset, the same one for the same `seed`.
+    A folder's first-level subfolders, in sorted order, are its classes; a flat folder has no labels. `size` resizes to size x size; a
+    `limit` below the number of images takes a random subset, the same one for the same `seed`.
 
     Raises:
         CheckpointError: there are no images, or one cannot be read.

@@ -65,7 +65,9 @@ class MethodName(str, Enum):
 
 Arch = Annotated[str | None, typer.Option(help="torchvision:NAME, timm:NAME, or path/to/file.py:factory (your own code: it is run).")]
 ArchArgs = Annotated[list[str] | None, typer.Option("--arch-arg", help="key=value for the architecture; may be given several times.")]
-Data = Annotated[Path | None, typer.Option(help="Clean images: a folder (subfolders are classes), or an .npz with x (n,H,W,3) uint8 and y.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Clean images: a folder (subfolders are classes), or an .npz with x (n,H,W,3) uint8 and y.")
+]
 Mean = Annotated[str, typer.Option(help="Per-channel mean of pixels in [0, 1], e.g. 0.5,0.5,0.5.")]
 Std = Annotated[str, typer.Option(help="Per-channel standard deviation.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Resize images to SIZE x SIZE.")]
@@ -152,8 +154,8 @@ def scan_command(
     """Is some class the target of a backdoor? Exit code 0: no evidence, 1: flagged, 2: error, 3: inconclusive."""
     if model.suffix.lower() == ".npz":
         w, b, z, y, digest = _read_head(model)
-        report = scan_head(w, b, z, labels=y, alpha=alpha, threads=threads)
-        report = _with_file(report, {"model": model.name, "sha256": digest})
+        file = {"model": model.name, "sha256": digest}
+        report = scan_head(w, b, z, labels=y, alpha=alpha, threads=threads, file=file)
     else:
         network, loader, file = _load(model, arch, arch_arg, data, mean, std, size, limit)
         report = scan(network, loader, alpha=alpha, device=device, threads=threads, progress=err.is_terminal, file=file)
@@ -254,14 +256,10 @@ def _read_head(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, n
     arrays, digest = read_npz(path)
     for name in ("W", "Z"):
         if name not in arrays:
-            raise CheckpointError(f"{path.name} must hold W (C,d) and Z (n,d), and perhaps b and y; it holds {', '.join(arrays) or 'nothing'}")
+            raise CheckpointError(
+                f"{path.name} must hold W (C,d) and Z (n,d), and perhaps b and y; it holds {', '.join(arrays) or 'nothing'}"
+            )
     return arrays["W"], arrays.get("b"), arrays["Z"], arrays.get("y"), digest
-
-
-def _with_file(report: ScanReport, file: dict[str, Any]) -> ScanReport:
-    from dataclasses import replace
-
-    return replace(report, file=file)
 
 
 def _write_json(data: dict[str, Any], path: Path) -> None:
@@ -280,7 +278,8 @@ def _write_solutions(solutions: TacSolutions, path: Path) -> None:
         _write_json({"schema": "tacfast.solve/1", "tool_version": __version__, **solutions.to_dict()}, path)
         return
     with atomic(path) as stream:
-        np.savez(stream, **{f.name: np.asarray(getattr(solutions, f.name)) for f in fields(solutions)})
+        arrays: dict[str, Any] = {f.name: np.asarray(getattr(solutions, f.name)) for f in fields(solutions)}
+        np.savez(stream, **arrays)
 
 
 def _table(*columns: str) -> Table:
@@ -319,18 +318,16 @@ def _show_scan(report: ScanReport) -> None:
 
 
 def _show_repair(result: RepairResult) -> None:
-    if result.model is None:
+    before, after = result.before, result.after
+    if after is None:
         out.print("nothing to do: no class is suspected; no file written")
         return
     out.print(f"{result.method} against class {', '.join(map(str, result.targets))}", highlight=False)
     table = _table("on held-out clean samples", "before", "after")
-    rows = [("clean accuracy", result.clean_accuracy_before, result.clean_accuracy_after),
-            ("accuracy on shifted latents", result.recovery_accuracy_before, result.recovery_accuracy_after)]  # fmt: skip
-    for name, before, after in rows:
-        table.add_row(name, f"{before:.1%}", f"{after:.1%}")
+    table.add_row("clean accuracy", f"{before.clean_accuracy:.1%}", f"{after.clean_accuracy:.1%}")
+    table.add_row("accuracy on shifted latents", f"{before.recovery_accuracy:.1%}", f"{after.recovery_accuracy:.1%}")
     for k in result.targets:
-        after_norm = np.nan if result.norms_after is None else result.norms_after[k]
-        table.add_row(f"norm of class {k}", f"{result.norms_before[k]:.4g}", f"{after_norm:.4g}")
+        table.add_row(f"norm of class {k}", f"{before.norms[k]:.4g}", f"{after.norms[k]:.4g}")
     out.print(table)
     times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in result.timing_s.items())
     note = "" if result.labelled else "; no labels: the model's predictions stood in for them"

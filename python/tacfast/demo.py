@@ -1,4 +1,4 @@
-"""A backdoored model made on the spot: scikit-learn's digits, a small CNN and a BadNets trigger. May import: torch, sklearn, repair, scan, solver.
+"""A backdoored model made on the spot: scikit-learn's digits, a small CNN, a BadNets trigger. May import: torch, sklearn, all of tacfast.
 
 Everything is made here from a seed; nothing is downloaded. Gu et al. 2017 (BadNets): a small patch stamped on a share of the training
 images, whose labels are set to the target class.

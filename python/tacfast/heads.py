@@ -49,7 +49,7 @@ class Captured:
 
 
 def choose_device(model: nn.Module, device: str) -> torch.device:
-    """"auto" is the GPU where there is one, else where the model lies; anything else is torch's own name.
+    """ "auto" is the GPU where there is one, else where the model lies; anything else is torch's own name.
 
     Raises:
         ModelError: torch knows no such device here.

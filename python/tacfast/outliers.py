@@ -1,8 +1,8 @@
 """When is the smallest of C norms abnormally small? May import: numpy.
 
 The statistic is the distance of the smallest log norm from the mean of the others, in their standard deviations: Grubbs' one-sided test for
-one outlier (1950), in its externally studentised form. Its null distribution is that of C independent normal log norms, by simulation for that
-very C; so having picked the smallest of C is accounted for.
+one outlier (1950), in its externally studentised form. Its null distribution is that of C independent normal log norms, by simulation for
+that very C; so having picked the smallest of C is accounted for.
 """
 
 from __future__ import annotations

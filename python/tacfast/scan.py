@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,8 @@ from tacfast.solver import TacSolutions, check_arrays, solve
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from tacfast.heads import Captured
 
 SCHEMA = "tacfast.scan/1"
 
@@ -75,7 +77,8 @@ class ScanReport:
 
     def __repr__(self) -> str:
         p = "" if self.p_value is None else f", p={self.p_value:.2g}"
-        return f"ScanReport({self.verdict}{p}, suspects={[s.target for s in self.suspects]}, {len(self.norms)} classes, {self.samples} samples)"
+        targets = [s.target for s in self.suspects]
+        return f"ScanReport({self.verdict}{p}, suspects={targets}, {len(self.norms)} classes, {self.samples} samples)"
 
     def __bool__(self) -> bool:
         return self.verdict == "backdoored"
@@ -111,7 +114,7 @@ class ScanReport:
             CheckpointError: it is not a report of this schema.
         """
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise CheckpointError(f"not a scan report: expected a JSON object with \"schema\": \"{SCHEMA}\"")
+            raise CheckpointError(f'not a scan report: expected a JSON object with "schema": "{SCHEMA}"')
         try:
             suspects = tuple(Suspect(int(s["class"]), float(s["p_value"]), float(s["norm"])) for s in data["suspects"])
             norms = np.array([np.inf if v is None else float(v) for v in data["norms"]])
@@ -158,6 +161,7 @@ def scan_head(
     alpha: float = 0.05,
     quantile: float = QUANTILE,
     threads: int | None = None,
+    file: Mapping[str, Any] | None = None,
 ) -> ScanReport:
     """Scan a classifier of any framework from its last layer and clean latents. Needs no torch.
 
@@ -167,6 +171,7 @@ def scan_head(
         alpha: significance level in (0, 1): the share of clean models that may be flagged.
         quantile: see `tacfast.solve`.
         threads: worker threads of the solver.
+        file: provenance to keep in the report.
 
     Raises:
         ProblemError: an argument is malformed.
@@ -178,7 +183,7 @@ def scan_head(
     solutions = solve(w, b, z, quantile=quantile, threads=threads)
     solved = time.perf_counter()
     accuracy = None if labels is None else _accuracy(w, b, z, labels)
-    return _judge(solutions, len(z), accuracy, alpha, {"solve": solved - started})
+    return _judge(solutions, len(z), accuracy, alpha, {"solve": solved - started}, dict(file or {}))
 
 
 def scan(
@@ -211,20 +216,33 @@ def scan(
     """
     from tacfast.heads import capture
 
-    if not 0 < alpha < 1:
-        raise ProblemError(f"alpha must be between 0 and 1, got {alpha}")
     started = time.perf_counter()
     captured = capture(model, loader, device=device, progress=progress)
-    forwarded = time.perf_counter()
-    solutions = solve(captured.weight, captured.bias, captured.latents, quantile=quantile, threads=threads)
-    solved = time.perf_counter()
-    timing = {"latents": forwarded - started, "solve": solved - forwarded}
-    head = {"name": captured.name, "proof_error": captured.proof_error}
-    return _judge(solutions, len(captured.latents), captured.accuracy, alpha, timing, head=head, file=dict(file or {}))
+    timing = {"latents": time.perf_counter() - started}
+    return scan_captured(captured, timing, alpha=alpha, quantile=quantile, threads=threads, file=file)
+
+
+def scan_captured(
+    captured: Captured,
+    timing: dict[str, float],
+    *,
+    alpha: float = 0.05,
+    quantile: float = QUANTILE,
+    threads: int | None = None,
+    file: Mapping[str, Any] | None = None,
+) -> ScanReport:
+    """Scan latents that were captured already; `timing` holds the phases before. Otherwise as `scan`."""
+    report = scan_head(captured.weight, captured.bias, captured.latents, alpha=alpha, quantile=quantile, threads=threads, file=file)
+    return replace(
+        report,
+        clean_accuracy=captured.accuracy,
+        timing_s={**timing, **report.timing_s},
+        head={"name": captured.name, "proof_error": captured.proof_error},
+    )
 
 
 def _judge(
-    solutions: TacSolutions, samples: int, accuracy: float | None, alpha: float, timing: dict[str, float], **more: Any
+    solutions: TacSolutions, samples: int, accuracy: float | None, alpha: float, timing: dict[str, float], file: dict[str, Any]
 ) -> ScanReport:
     started = time.perf_counter()
     tested = np.flatnonzero(solutions.status == "solved")
@@ -253,7 +271,7 @@ def _judge(
         quantile=solutions.quantile,
         timing_s=timing,
         solutions=solutions,
-        **more,
+        file=file,
     )
 
 

@@ -20,7 +20,6 @@ STATUSES = np.array(["solved", "trivial", "unreachable", "not-converged"])
 _ENGINES = np.array(["active-set", "clarabel", "clarabel-full"])
 
 
-
 @dataclass(frozen=True, repr=False, eq=False)
 class TacSolutions:
     """The smallest latent shift into each class, with its proof. m classes, latents of dimension d.
@@ -33,7 +32,7 @@ class TacSolutions:
     classes: NDArray[np.int64]
     #: float64 (m,): ‖s_k‖ in the units of the latents; +inf where unreachable.
     norms: NDArray[np.float64]
-    #: str (m,): "solved"; "trivial" (s = 0); "unreachable" (`bound` proves it); "not-converged" (nothing is proven but `bound`).
+    #: str (m,): "solved"; "trivial" (s = 0); "unreachable" (`bound` proves it); "not-converged" (only `bound` is proven).
     status: NDArray[np.str_]
     #: float64 (m, d): s_k; zero where trivial, NaN where unreachable.
     perturbations: NDArray[np.float64]
@@ -70,7 +69,8 @@ class TacSolutions:
     @property
     def certified(self) -> NDArray[np.bool_]:
         """bool (m,): every status but "not-converged"."""
-        return self.status != "not-converged"
+        flags: NDArray[np.bool_] = self.status != "not-converged"
+        return flags
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as lists and numbers, ready for JSON: what is infinite or NaN becomes None."""
@@ -79,8 +79,8 @@ class TacSolutions:
     def verify(self, weight: ArrayLike, bias: ArrayLike | None, latents: ArrayLike) -> dict[str, NDArray[np.float64]]:
         """Recompute every certificate from the problem alone, in numpy and float64. O(n·C) a class.
 
-        Returns `primal`, `dual`, `gap` and `stationarity` (‖s - Σλ_j a_j‖ / ‖s‖), each float64 (m,), NaN for classes that are unreachable, and
-        `bound`, the lower bound rᵀλ / ‖Σλ_j a_j‖ as it comes out without rounding analysis.
+        Returns `primal`, `dual`, `gap` and `stationarity` (‖s - Σλ_j a_j‖ / ‖s‖), each float64 (m,), NaN where unreachable, and `bound`,
+        the lower bound rᵀλ / ‖Σλ_j a_j‖ as it comes out without rounding analysis.
 
         Raises:
             ProblemError: the arrays are not those of a problem with these classes.
@@ -241,5 +241,7 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind == "f":
-        return np.where(np.isfinite(value), value.astype(object), None).tolist()
+        plain = value.astype(object)
+        plain[~np.isfinite(value)] = None
+        return plain.tolist()
     return value.tolist()
