@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::active_set::ActiveSet;
 use crate::certificate::{Certificate, Refined, bound, certify, out_of_reach, refine};
 use crate::gram::Gram;
-use crate::margins::{Logits, collapse, multiply_transposed};
+use crate::margins::{Logits, Peaks, multiply_transposed};
 use crate::problem::{Engine, Problem, ProblemError, Settings, Status};
 use crate::working_set::Class;
 
@@ -99,22 +99,17 @@ struct Block<'a, 'p> {
 
 impl Block<'_, '_> {
     fn solve(&self, targets: &[usize], kernel: &mut ActiveSet) -> Vec<Solution> {
-        let r = collapse(self.logits, self.problem, self.gram, targets, self.settings.quantile);
-        let classes: Vec<Class> = targets
+        let peaks = Peaks::new(self.logits, self.problem, targets, self.settings.quantile);
+        let mut classes: Vec<Class> = targets
             .iter()
-            .zip(r.chunks_exact(self.problem.classes))
-            .map(|(&k, r)| Class {
-                gram: self.gram,
-                k,
-                r,
-                lengths: self.gram.lengths(k),
-            })
+            .enumerate()
+            .map(|(t, &k)| Class::new(self.gram, &peaks, t, k))
             .collect();
-        let mut solutions = self.run(&classes, self.settings.engine, kernel);
+        let mut solutions = self.run(&mut classes, self.settings.engine, kernel);
         if self.settings.engine == Engine::Auto {
-            for (solution, class) in solutions.iter_mut().zip(&classes) {
+            for (solution, class) in solutions.iter_mut().zip(&mut classes) {
                 if solution.status == Status::NotConverged {
-                    let second = self.run(std::slice::from_ref(class), Engine::Clarabel, kernel);
+                    let second = self.run(std::slice::from_mut(class), Engine::Clarabel, kernel);
                     *solution = better(solution, second.into_iter().next());
                 }
             }
@@ -123,28 +118,24 @@ impl Block<'_, '_> {
     }
 
     /// One engine on some classes; W s of all of them is one GEMM.
-    fn run(&self, classes: &[Class], engine: Engine, kernel: &mut ActiveSet) -> Vec<Solution> {
+    fn run(&self, classes: &mut [Class], engine: Engine, kernel: &mut ActiveSet) -> Vec<Solution> {
         let (c, d) = (self.problem.classes, self.problem.dim);
-        let answers: Vec<Option<Refined>> = classes
-            .iter()
-            .map(|class| (!class.is_trivial()).then(|| refine(class, class.attempt(engine, kernel, self.cancel))))
+        let answers: Vec<Refined> = classes
+            .iter_mut()
+            .map(|class| {
+                let attempt = class.attempt(engine, kernel, self.cancel);
+                refine(class, attempt)
+            })
             .collect();
-        let mut shifts = vec![0.0; classes.len() * d];
-        for (row, answer) in shifts.chunks_exact_mut(d).zip(&answers) {
-            if let Some(answer) = answer {
-                row.copy_from_slice(&answer.shift);
-            }
-        }
+        let mut shifts = Vec::with_capacity(classes.len() * d);
+        answers.iter().for_each(|answer| shifts.extend_from_slice(&answer.shift));
         let mut pushed = vec![0.0; classes.len() * c];
         multiply_transposed(&shifts, &self.problem.weight, &mut pushed, classes.len(), d, c);
         classes
             .iter()
             .zip(answers)
             .zip(pushed.chunks_exact(c))
-            .map(|((class, answer), pushed)| match answer {
-                None => trivial(class.k, d, engine),
-                Some(answer) => self.judge(class, answer, pushed, engine),
-            })
+            .map(|((class, answer), pushed)| self.judge(class, answer, pushed, engine))
             .collect()
     }
 
@@ -152,9 +143,11 @@ impl Block<'_, '_> {
     fn judge(&self, class: &Class, answer: Refined, pushed: &[f64], engine: Engine) -> Solution {
         let p = self.problem;
         let Certificate { primal, dual, gap } = certify(class, &answer, pushed);
-        let (bound, samples) = bound(p, self.logits, class, &answer, self.settings.quantile);
+        let bound = bound(p, class, &answer);
         let tol = self.settings.tol;
-        let status = if out_of_reach(p, bound) {
+        let status = if answer.active.is_empty() && primal == 0.0 {
+            Status::Trivial
+        } else if out_of_reach(p, bound) {
             Status::Unreachable
         } else if primal <= tol && dual <= tol && gap <= tol {
             Status::Solved
@@ -176,7 +169,7 @@ impl Block<'_, '_> {
             shift,
             active: order.iter().map(|&i| answer.active[i]).collect(),
             multipliers: order.iter().map(|&i| p.unscale_multiplier(answer.multipliers[i])).collect(),
-            samples: order.iter().map(|&i| samples[i]).collect(),
+            samples: order.iter().map(|&i| class.samples[answer.active[i]].unwrap_or(0)).collect(),
             bound: p.unscale_shift(bound),
             primal,
             dual,
@@ -184,24 +177,6 @@ impl Block<'_, '_> {
             iterations: answer.iterations,
             engine: if engine == Engine::Auto { Engine::ActiveSet } else { engine },
         }
-    }
-}
-
-fn trivial(class: usize, dim: usize, engine: Engine) -> Solution {
-    Solution {
-        class,
-        status: Status::Trivial,
-        norm: 0.0,
-        shift: vec![0.0; dim],
-        active: Vec::new(),
-        multipliers: Vec::new(),
-        samples: Vec::new(),
-        bound: 0.0,
-        primal: 0.0,
-        dual: 0.0,
-        gap: 0.0,
-        iterations: 0,
-        engine: if engine == Engine::Auto { Engine::ActiveSet } else { engine },
     }
 }
 

@@ -2,7 +2,7 @@
 //! and a bound that holds in spite of rounding. May use: problem, margins, gram, factor, the view of a class.
 
 use crate::factor::Factor;
-use crate::margins::{Logits, attaining_sample, dot};
+use crate::margins::dot;
 use crate::problem::{Problem, REACH};
 use crate::working_set::{Attempt, Class, Ended, unit_rows};
 
@@ -166,34 +166,22 @@ pub fn certify(class: &Class, answer: &Refined, pushed: &[f64]) -> Certificate {
     }
 }
 
-/// A lower bound on the norm that holds although it is computed in float64, and the sample that attains each active margin.
+/// A lower bound on the norm that holds although it is computed in float64.
 ///
-/// Any x >= 0 proves |s_k| >= r^T x / |sum of x_j a_j|. The margins are evaluated anew at one sample each from the differences of the rows, and
-/// the numerator is lowered, the denominator raised, by what rounding can have done (Higham 2002, sec. 3.1).
-pub fn bound(problem: &Problem, logits: &Logits, class: &Class, answer: &Refined, quantile: f64) -> (f64, Vec<usize>) {
-    let gamma = (problem.dim as f64 / 4.0 + 24.0) * f64::EPSILON;
-    let longest_row = class.gram.row_length(class.k);
+/// Any x >= 0 proves |s_k| >= r^T x / |sum of x_j a_j|. The numerator is lowered, the denominator raised, by what rounding can have done to
+/// margins that were evaluated from differences of rows (Higham 2002, sec. 3.1).
+pub fn bound(problem: &Problem, class: &Class, answer: &Refined) -> f64 {
+    let gamma = (problem.dim as f64 / 8.0 + 24.0) * f64::EPSILON;
     let (mut paid, mut doubt, mut total) = (0.0, 0.0, 0.0);
-    let mut samples = Vec::with_capacity(answer.active.len());
-    let mut z = vec![0.0; problem.dim];
     for (&j, &x) in answer.active.iter().zip(&answer.multipliers) {
-        let (_, sample) = attaining_sample(logits, problem, class.gram, class.k, j, quantile);
-        samples.push(sample);
-        problem.latent_into(sample, &mut z);
-        let a = class.gram.difference(class.k, j);
-        let offset = problem.bias[j] - problem.bias[class.k];
-        let length = dot(&z, &z).sqrt();
-        paid += x * (offset - dot(&a, &z));
-        doubt += x * gamma * (class.lengths[j] * length + offset.abs());
-        if quantile < 1.0 {
-            // Which sample is the order statistic was decided on rounded logits.
-            doubt += 2.0 * x * gamma * (longest_row + class.gram.row_length(j)) * length;
-        }
+        let offset = (problem.bias[j] - problem.bias[class.k]).abs();
+        paid += x * class.r[j];
+        doubt += x * gamma * (class.lengths[j] * problem.longest_latent + offset);
         total += x * class.lengths[j];
     }
     let length = dot(&answer.shift, &answer.shift).sqrt() + gamma * total;
     let proven = (paid - doubt).max(0.0);
-    (if proven == 0.0 { 0.0 } else { proven / length }, samples)
+    if proven == 0.0 { 0.0 } else { proven / length }
 }
 
 /// Whether a proven bound puts the class out of reach.

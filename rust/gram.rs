@@ -79,11 +79,6 @@ impl<'a> Gram<'a> {
         self.dim
     }
 
-    /// |w_j|
-    pub fn row_length(&self, j: usize) -> f64 {
-        self.m[j * self.classes + j].max(0.0).sqrt()
-    }
-
     pub fn difference(&self, k: usize, j: usize) -> Vec<f64> {
         let row = |i: usize| &self.weight[i * self.dim..(i + 1) * self.dim];
         row(k).iter().zip(row(j)).map(|(a, b)| a - b).collect()

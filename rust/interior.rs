@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clarabel::algebra::CscMatrix;
 use clarabel::solver::{DefaultSettings, DefaultSolver, IPSolver, NonnegativeConeT, SolverStatus};
 
-use crate::working_set::{Ended, WorkingSet};
+use crate::working_set::{Class, Ended, WorkingSet, unit_rows};
 
 /// Where nothing else tells zero from positive: entries of a Farkas ray below this share of the largest are zero.
 const RAY: f64 = 1e-7;
@@ -22,7 +22,7 @@ pub struct Interior {
 }
 
 /// Solves on the whole working set.
-pub fn solve(ws: &WorkingSet, cancel: &Arc<AtomicBool>) -> Interior {
+pub fn solve(class: &Class, ws: &WorkingSet, cancel: &Arc<AtomicBool>) -> Interior {
     let mut iterations = 0;
     let mut last = Interior {
         ended: Ended::Stalled,
@@ -30,7 +30,9 @@ pub fn solve(ws: &WorkingSet, cancel: &Arc<AtomicBool>) -> Interior {
         iterations,
     };
     for step in STEP_FRACTIONS {
-        let Some((to_the_end, run)) = run(ws, step, cancel) else { break };
+        let Some((to_the_end, run)) = run(class, ws, step, cancel) else {
+            break;
+        };
         iterations += run.iterations;
         last = Interior { iterations, ..run };
         if to_the_end || cancel.load(Ordering::Relaxed) {
@@ -44,14 +46,14 @@ pub fn solve(ws: &WorkingSet, cancel: &Arc<AtomicBool>) -> Interior {
 ///
 /// Of the primal (d variables) and the dual (one variable per constraint) the one with fewer variables is posed: its quadratic term is
 /// positive definite in general position, where the other's is singular.
-fn run(ws: &WorkingSet, step: f64, cancel: &Arc<AtomicBool>) -> Option<(bool, Interior)> {
+fn run(class: &Class, ws: &WorkingSet, step: f64, cancel: &Arc<AtomicBool>) -> Option<(bool, Interior)> {
     let m = ws.len();
     // Units in which the deepest constraint is one suit Clarabel's absolute tolerances.
     let unit = ws.r.iter().fold(0.0_f64, |a, r| a.max(r.abs())).max(f64::MIN_POSITIVE);
     let r: Vec<f64> = ws.r.iter().map(|r| r / unit).collect();
-    let primal = m > ws.dim();
+    let primal = m > class.gram.dim();
     let mut solver = if primal {
-        pose_primal(ws, &r, step)
+        pose_primal(class, ws, &r, step)
     } else {
         pose_dual(ws, &r, step)
     }?;
@@ -96,9 +98,9 @@ fn infeasible(primal: bool) -> (SolverStatus, SolverStatus) {
 }
 
 /// min |s|^2 / 2 subject to -A s + slack = -r, slack >= 0; its dual variables are the multipliers.
-fn pose_primal(ws: &WorkingSet, r: &[f64], step: f64) -> Option<DefaultSolver<f64>> {
-    let (m, d) = (ws.len(), ws.dim());
-    let rows = ws.unit_rows();
+fn pose_primal(class: &Class, ws: &WorkingSet, r: &[f64], step: f64) -> Option<DefaultSolver<f64>> {
+    let (m, d) = (ws.len(), class.gram.dim());
+    let rows = unit_rows(class, &ws.members);
     let values = (0..d).flat_map(|t| rows.iter().map(move |row| -row[t])).collect();
     let minus_a = CscMatrix::new(m, d, (0..=d).map(|t| t * m).collect(), (0..d).flat_map(|_| 0..m).collect(), values);
     let minus_r: Vec<f64> = r.iter().map(|v| -v).collect();

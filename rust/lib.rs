@@ -14,6 +14,7 @@
 //! The rooms, each of which may use those above it:
 //!
 //! * [`problem`]: head, latents, settings, input checks, errors.
+//! * `max_plus`: the kernel whose cost is \\(nC^2\\), in the machine's widest registers.
 //! * `margins`: logits and their collapse to \\(r\\).
 //! * `gram`: the shared \\(M=WW^\top\\), and differences of rows where it loses digits.
 //! * `factor`: an up- and down-dated Cholesky factor.
@@ -32,6 +33,7 @@ mod factor;
 mod gram;
 mod interior;
 mod margins;
+mod max_plus;
 mod working_set;
 
 #[cfg(feature = "python")]

@@ -1,5 +1,6 @@
 //! What is solved, how, and what is wrong with an input. May use: ndarray.
 
+use multiversion::multiversion;
 use ndarray::{ArrayView1, ArrayView2};
 use thiserror::Error;
 
@@ -110,12 +111,25 @@ impl Latents<'_> {
         }
     }
 
+    /// The sample's entries where they lie one after the other in memory.
+    fn contiguous_row(&self, i: usize) -> Option<Row<'_>> {
+        match self {
+            Latents::F32(z) => z.row(i).to_slice().map(Row::F32),
+            Latents::F64(z) => z.row(i).to_slice().map(Row::F64),
+        }
+    }
+
     fn copy_row(&self, i: usize, out: &mut [f64]) {
         match self {
             Latents::F32(z) => out.iter_mut().zip(z.row(i)).for_each(|(o, &v)| *o = f64::from(v)),
             Latents::F64(z) => out.iter_mut().zip(z.row(i)).for_each(|(o, &v)| *o = v),
         }
     }
+}
+
+enum Row<'a> {
+    F32(&'a [f32]),
+    F64(&'a [f64]),
 }
 
 /// A checked problem, in float64 and in units where the largest |W| and |Z| lie in [1, 2).
@@ -133,6 +147,10 @@ pub struct Problem<'a> {
     latents: Latents<'a>,
     weight_scale: f64,
     latent_scale: f64,
+    /// Lengths of the rows of `weight`.
+    row_lengths: Vec<f64>,
+    /// Largest |z_i|, in scaled units.
+    pub longest_latent: f64,
     /// The length that [`REACH`] multiplies, in scaled units.
     pub reach_unit: f64,
 }
@@ -167,7 +185,12 @@ impl<'a> Problem<'a> {
         weight.iter_mut().for_each(|v| *v *= weight_scale);
         bias.iter_mut().for_each(|v| *v = *v * weight_scale * latent_scale);
         largest_finite("bias (relative to weight and latents)", bias.chunks_exact(1))?;
-        let reach_unit = (longest_latent * latent_scale).max(bias_length(&weight, &bias, dim));
+        let row_lengths: Vec<f64> = weight
+            .chunks_exact(dim)
+            .map(|w| w.iter().map(|v| v * v).sum::<f64>().sqrt())
+            .collect();
+        let longest_latent = longest_latent * latent_scale;
+        let reach_unit = longest_latent.max(bias_length(&row_lengths, &bias));
         Ok(Problem {
             classes,
             dim,
@@ -177,6 +200,8 @@ impl<'a> Problem<'a> {
             latents,
             weight_scale,
             latent_scale,
+            row_lengths,
+            longest_latent,
             reach_unit,
         })
     }
@@ -185,10 +210,40 @@ impl<'a> Problem<'a> {
         &self.weight[class * self.dim..(class + 1) * self.dim]
     }
 
-    /// Copies a scaled latent into `out`.
-    pub fn latent_into(&self, sample: usize, out: &mut [f64]) {
-        self.latents.copy_row(sample, out);
-        out.iter_mut().for_each(|v| *v *= self.latent_scale);
+    /// |w_j|, in scaled units.
+    pub fn row_length(&self, class: usize) -> f64 {
+        self.row_lengths[class]
+    }
+
+    /// Copies scaled latents from sample `first` on into `out`, rounded to float32.
+    pub fn latents_into(&self, first: usize, out: &mut [f32]) {
+        let scale = self.latent_scale;
+        let mut copy = vec![0.0; self.dim];
+        for (i, out) in out.chunks_exact_mut(self.dim).enumerate() {
+            match self.latents.contiguous_row(first + i) {
+                // Powers of two beyond float32's range would overflow in between.
+                Some(Row::F32(z)) if (1e-30..1e30).contains(&scale) => out.iter_mut().zip(z).for_each(|(o, v)| *o = v * scale as f32),
+                _ => {
+                    self.latents.copy_row(first + i, &mut copy);
+                    out.iter_mut().zip(&copy).for_each(|(o, v)| *o = (v * scale) as f32);
+                }
+            }
+        }
+    }
+
+    /// (w_j - w_k)^T z_i in float64. Subtracting two logits instead would leave rounding of the size of the logits, enough to make two
+    /// identical classes look as if one could never beat the other.
+    pub fn margin(&self, k: usize, j: usize, sample: usize) -> f64 {
+        let (wj, wk, scale) = (self.row(j), self.row(k), self.latent_scale);
+        match self.latents.contiguous_row(sample) {
+            Some(Row::F32(z)) => difference_dot_f32(wj, wk, z, scale),
+            Some(Row::F64(z)) => difference_dot_f64(wj, wk, z, scale),
+            None => {
+                let mut z = vec![0.0; self.dim];
+                self.latents.copy_row(sample, &mut z);
+                difference_dot_f64(wj, wk, &z, scale)
+            }
+        }
     }
 
     /// A shift, or its length, back in the caller's units.
@@ -200,6 +255,29 @@ impl<'a> Problem<'a> {
     pub fn unscale_multiplier(&self, v: f64) -> f64 {
         v * self.weight_scale / self.latent_scale
     }
+}
+
+/// Sum of (a - b) (z scale), in a fixed order that the compiler can vectorise. Scaling comes first: it keeps products of tiny latents
+/// out of the denormal range.
+#[inline(always)]
+fn difference_dot<T: Copy + Into<f64>>(a: &[f64], b: &[f64], z: &[T], scale: f64) -> f64 {
+    let mut acc = [0.0; 16];
+    for ((a, b), z) in a.chunks(16).zip(b.chunks(16)).zip(z.chunks(16)) {
+        for (((s, a), b), z) in acc.iter_mut().zip(a).zip(b).zip(z) {
+            *s += (a - b) * ((*z).into() * scale);
+        }
+    }
+    acc.iter().sum()
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn difference_dot_f32(a: &[f64], b: &[f64], z: &[f32], scale: f64) -> f64 {
+    difference_dot(a, b, z, scale)
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn difference_dot_f64(a: &[f64], b: &[f64], z: &[f64], scale: f64) -> f64 {
+    difference_dot(a, b, z, scale)
 }
 
 /// The power of two that brings `largest` into [1, 2); 1 for zero.
@@ -247,14 +325,9 @@ fn at_row(error: ProblemError, row: usize) -> ProblemError {
 }
 
 /// The length of shift that the biases alone may ask for; matters only where latents are (near) zero.
-fn bias_length(weight: &[f64], bias: &[f64], dim: usize) -> f64 {
-    let longest = weight
-        .chunks_exact(dim)
-        .map(|w| w.iter().map(|v| v * v).sum::<f64>())
-        .fold(0.0, f64::max)
-        .sqrt();
-    let (low, high) = bias
-        .iter()
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), &b| (l.min(b), h.max(b)));
+fn bias_length(row_lengths: &[f64], bias: &[f64]) -> f64 {
+    let longest = row_lengths.iter().copied().fold(0.0, f64::max);
+    let high = bias.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let low = bias.iter().copied().fold(f64::INFINITY, f64::min);
     if longest > 0.0 { (high - low) / longest } else { 0.0 }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::active_set::ActiveSet;
 use crate::gram::Gram;
 use crate::interior;
-use crate::margins::dot;
+use crate::margins::{Peaks, dot};
 use crate::problem::Engine;
 
 /// Violated constraints that join per round.
@@ -26,13 +26,18 @@ pub enum Ended {
 }
 
 /// The QP of one class: a_j^T s >= r_j for all rivals j.
-pub struct Class<'a> {
+pub struct Class<'a, 'p> {
     pub gram: &'a Gram<'a>,
     pub k: usize,
-    /// Margins by class; -inf at k.
-    pub r: &'a [f64],
+    /// Margins by class, -inf at k: upper bounds, until they are sharpened to their exact values.
+    pub r: Vec<f64>,
+    /// For a sharpened margin, the sample that attains it.
+    pub samples: Vec<Option<usize>>,
     /// |a_j| by class; 0 at k and at exact duplicates.
     pub lengths: Vec<f64>,
+    peaks: &'a Peaks<'a, 'p>,
+    /// Which of the peaks' targets this is.
+    t: usize,
 }
 
 /// What an engine makes of a class. Nothing in it is trusted before `certificate` has looked.
@@ -44,23 +49,14 @@ pub struct Attempt {
 }
 
 /// Some constraints, each divided by |a_j|, so that a violation is a distance and the diagonal of G is one.
-pub struct WorkingSet<'a> {
-    class: &'a Class<'a>,
+#[derive(Default)]
+pub struct WorkingSet {
     pub members: Vec<usize>,
     pub r: Vec<f64>,
     g: Vec<Vec<f64>>,
 }
 
-impl<'a> WorkingSet<'a> {
-    fn new(class: &'a Class<'a>) -> Self {
-        WorkingSet {
-            class,
-            members: Vec::new(),
-            r: Vec::new(),
-            g: Vec::new(),
-        }
-    }
-
+impl WorkingSet {
     pub fn len(&self) -> usize {
         self.members.len()
     }
@@ -70,20 +66,12 @@ impl<'a> WorkingSet<'a> {
         &self.g[position]
     }
 
-    pub fn dim(&self) -> usize {
-        self.class.gram.dim()
-    }
-
-    pub fn unit_rows(&self) -> Vec<Vec<f64>> {
-        unit_rows(self.class, &self.members)
-    }
-
-    fn push(&mut self, j: usize) {
-        let (k, lengths) = (self.class.k, &self.class.lengths);
+    fn push(&mut self, class: &Class, j: usize) {
+        let lengths = &class.lengths;
         let mut row: Vec<f64> = self
             .members
             .iter()
-            .map(|&l| self.class.gram.inner(k, j, l) / (lengths[j] * lengths[l]))
+            .map(|&l| class.gram.inner(class.k, j, l) / (lengths[j] * lengths[l]))
             .collect();
         for (other, &v) in self.g.iter_mut().zip(&row) {
             other.push(v);
@@ -91,7 +79,7 @@ impl<'a> WorkingSet<'a> {
         row.push(1.0);
         self.g.push(row);
         self.members.push(j);
-        self.r.push(self.class.r[j] / lengths[j]);
+        self.r.push(class.r[j] / lengths[j]);
     }
 
     /// Keeps the members at `positions`, in that order.
@@ -105,10 +93,33 @@ impl<'a> WorkingSet<'a> {
     }
 }
 
-impl Class<'_> {
-    /// True when the zero shift satisfies everything.
-    pub fn is_trivial(&self) -> bool {
-        self.r.iter().all(|&r| r <= 0.0)
+impl<'a, 'p> Class<'a, 'p> {
+    pub fn new(gram: &'a Gram<'a>, peaks: &'a Peaks<'a, 'p>, t: usize, k: usize) -> Self {
+        let r = peaks.upper_bounds(t);
+        let samples = vec![None; r.len()];
+        let mut class = Class {
+            gram,
+            k,
+            r,
+            samples,
+            lengths: gram.lengths(k),
+            peaks,
+            t,
+        };
+        // Rows that nearly equal w_k cannot wait: their bounds are far too loose to price.
+        for &j in gram.close_to(k) {
+            class.sharpen(j);
+        }
+        class
+    }
+
+    /// Replaces the upper bound on r_j by r_j.
+    fn sharpen(&mut self, j: usize) {
+        if self.samples[j].is_none() {
+            let (margin, sample) = self.peaks.exact(self.t, j);
+            self.r[j] = margin;
+            self.samples[j] = Some(sample);
+        }
     }
 
     /// A constraint `0 >= r_j > 0`, if there is one: an exact duplicate of k with a larger bias.
@@ -160,7 +171,7 @@ impl Class<'_> {
     }
 
     /// Solves with the given engine; `kernel` is the active set's workspace, reused from class to class.
-    pub fn attempt(&self, engine: Engine, kernel: &mut ActiveSet, cancel: &Arc<AtomicBool>) -> Attempt {
+    pub fn attempt(&mut self, engine: Engine, kernel: &mut ActiveSet, cancel: &Arc<AtomicBool>) -> Attempt {
         if let Some(j) = self.contradiction() {
             return Attempt {
                 ended: Ended::Infeasible,
@@ -173,47 +184,64 @@ impl Class<'_> {
             Engine::Auto | Engine::ActiveSet => self.generate(&mut Kernel::active_set(kernel), cancel),
             Engine::Clarabel => self.generate(&mut Kernel::Clarabel(Vec::new(), Vec::new(), 0), cancel),
             Engine::ClarabelFull => {
-                let mut ws = WorkingSet::new(self);
-                self.rivals().for_each(|j| ws.push(j));
+                let rivals: Vec<usize> = self.rivals().collect();
+                rivals.iter().for_each(|&j| self.sharpen(j));
+                let mut ws = WorkingSet::default();
+                rivals.iter().for_each(|&j| ws.push(self, j));
                 let mut kernel = Kernel::Clarabel(Vec::new(), Vec::new(), 0);
-                let ended = kernel.solve(&ws, 0.0, cancel);
-                kernel.report(&ws, ended)
+                let ended = kernel.solve(self, &ws, 0.0, cancel);
+                kernel.report(self, &ws, ended)
             }
         }
     }
 
-    /// Constraint generation.
-    fn generate(&self, kernel: &mut Kernel, cancel: &Arc<AtomicBool>) -> Attempt {
-        let mut ws = WorkingSet::new(self);
+    /// Constraint generation: violated constraints are made exact, and join if they are still violated then.
+    fn generate(&mut self, kernel: &mut Kernel, cancel: &Arc<AtomicBool>) -> Attempt {
+        let mut ws = WorkingSet::default();
         let mut prices = Vec::new();
-        let mut violated: Vec<usize> = Vec::new();
-        let deepest = self.rivals().map(|j| self.r[j] / self.lengths[j]).fold(0.0, f64::max);
         for _ in 0..ROUNDS {
-            let (active, multipliers) = kernel.multipliers(&ws);
+            let (active, multipliers) = kernel.multipliers(self, &ws);
             self.price(&active, &multipliers, &mut prices);
-            let square: f64 = active.iter().zip(&multipliers).map(|(&j, x)| self.r[j] * x).sum();
-            let tolerance = VIOLATED * deepest.max(square.max(0.0).sqrt());
-            violated.clear();
-            violated.extend(self.rivals().filter(|&j| prices[j] > tolerance && !ws.members.contains(&j)));
-            if violated.is_empty() {
-                return kernel.report(&ws, Ended::Optimal);
+            let tolerance = VIOLATED * self.distance(&active, &multipliers);
+            let joining = self.most_violated(&prices, tolerance, &ws.members);
+            if joining.is_empty() {
+                return kernel.report(self, &ws, Ended::Optimal);
             }
             if cancel.load(Ordering::Relaxed) {
                 break;
             }
-            if violated.len() > JOIN {
-                violated.select_nth_unstable_by(JOIN - 1, |&a, &b| prices[b].total_cmp(&prices[a]).then(a.cmp(&b)));
-                violated.truncate(JOIN);
-                violated.sort_unstable();
-            }
+            let bounds: Vec<f64> = joining.iter().map(|&j| self.r[j]).collect();
+            joining.iter().for_each(|&j| self.sharpen(j));
             kernel.compact(&mut ws);
-            violated.iter().for_each(|&j| ws.push(j));
-            let ended = kernel.solve(&ws, tolerance, cancel);
+            for (&j, bound) in joining.iter().zip(bounds) {
+                if prices[j] - (bound - self.r[j]) / self.lengths[j] > tolerance {
+                    ws.push(self, j);
+                }
+            }
+            let ended = kernel.solve(self, &ws, tolerance, cancel);
             if ended != Ended::Optimal {
-                return kernel.report(&ws, ended);
+                return kernel.report(self, &ws, ended);
             }
         }
-        kernel.report(&ws, Ended::Stalled)
+        kernel.report(self, &ws, Ended::Stalled)
+    }
+
+    /// A lower bound on the norm, to measure violations by: that of the multipliers, or the deepest single constraint.
+    fn distance(&self, active: &[usize], multipliers: &[f64]) -> f64 {
+        let square: f64 = active.iter().zip(multipliers).map(|(&j, x)| self.r[j] * x).sum();
+        let deepest = self.rivals().map(|j| self.r[j] / self.lengths[j]).fold(0.0, f64::max);
+        deepest.max(square.max(0.0).sqrt())
+    }
+
+    /// Up to [`JOIN`] constraints outside the working set, in order of class.
+    fn most_violated(&self, prices: &[f64], tolerance: f64, members: &[usize]) -> Vec<usize> {
+        let mut violated: Vec<usize> = self.rivals().filter(|&j| prices[j] > tolerance && !members.contains(&j)).collect();
+        if violated.len() > JOIN {
+            violated.select_nth_unstable_by(JOIN - 1, |&a, &b| prices[b].total_cmp(&prices[a]).then(a.cmp(&b)));
+            violated.truncate(JOIN);
+            violated.sort_unstable();
+        }
+        violated
     }
 }
 
@@ -229,7 +257,7 @@ impl<'a> Kernel<'a> {
         Kernel::ActiveSet(kernel)
     }
 
-    fn solve(&mut self, ws: &WorkingSet, tolerance: f64, cancel: &Arc<AtomicBool>) -> Ended {
+    fn solve(&mut self, class: &Class, ws: &WorkingSet, tolerance: f64, cancel: &Arc<AtomicBool>) -> Ended {
         match self {
             Kernel::ActiveSet(kernel) => kernel.solve(ws, tolerance),
             Kernel::Clarabel(positions, values, iterations) => {
@@ -237,7 +265,7 @@ impl<'a> Kernel<'a> {
                     ended,
                     x,
                     iterations: steps,
-                } = interior::solve(ws, cancel);
+                } = interior::solve(class, ws, cancel);
                 *iterations += steps;
                 *positions = (0..x.len()).filter(|&i| x[i] > 0.0).collect();
                 *values = positions.iter().map(|&i| x[i]).collect();
@@ -257,10 +285,10 @@ impl<'a> Kernel<'a> {
     }
 
     /// Classes and multipliers in the units of a_j.
-    fn multipliers(&self, ws: &WorkingSet) -> (Vec<usize>, Vec<f64>) {
+    fn multipliers(&self, class: &Class, ws: &WorkingSet) -> (Vec<usize>, Vec<f64>) {
         let (positions, values, _) = self.support();
         let active: Vec<usize> = positions.iter().map(|&p| ws.members[p]).collect();
-        let multipliers = active.iter().zip(values).map(|(&j, x)| x / ws.class.lengths[j]).collect();
+        let multipliers = active.iter().zip(values).map(|(&j, x)| x / class.lengths[j]).collect();
         (active, multipliers)
     }
 
@@ -272,8 +300,8 @@ impl<'a> Kernel<'a> {
         }
     }
 
-    fn report(&self, ws: &WorkingSet, ended: Ended) -> Attempt {
-        let (active, multipliers) = self.multipliers(ws);
+    fn report(&self, class: &Class, ws: &WorkingSet, ended: Ended) -> Attempt {
+        let (active, multipliers) = self.multipliers(class, ws);
         Attempt {
             ended,
             active,
