@@ -12,8 +12,10 @@ use crate::margins::{Logits, Peaks, multiply_transposed};
 use crate::problem::{Engine, Problem, ProblemError, Settings, Status};
 use crate::working_set::Class;
 
-/// Classes per task: enough to share the passes over the logits, few enough to spread over cores.
+/// Classes per task: enough to share the passes over the logits, few enough to spread over cores, and to keep their margins in memory.
 const BLOCK: usize = 32;
+/// Bytes of margins that one task may hold.
+const TASK_BYTES: usize = 64 << 20;
 
 /// The answer for one class, in the caller's units.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,7 +69,7 @@ fn solve_in_pool(
     let logits = Logits::new(problem, cancel)?;
     let gram = Gram::new(problem, cancel)?;
     let blocks: Vec<Vec<Solution>> = classes
-        .par_chunks(BLOCK)
+        .par_chunks(block_size(&logits))
         .map_init(ActiveSet::default, |kernel, targets| {
             if cancel.load(Ordering::Relaxed) {
                 return Vec::new();
@@ -86,6 +88,11 @@ fn solve_in_pool(
         return Err(ProblemError::Cancelled);
     }
     Ok(blocks.into_iter().flatten().collect())
+}
+
+/// Depends on the problem alone, so that results do not depend on the machine.
+fn block_size(logits: &Logits) -> usize {
+    (TASK_BYTES / logits.peak_bytes()).clamp(1, BLOCK)
 }
 
 /// What every block of classes shares.

@@ -136,7 +136,7 @@ pub fn certify(class: &Class, answer: &Refined, pushed: &[f64]) -> Certificate {
     let close = class.gram.close_to(class.k);
     for (j, &r) in class.r.iter().enumerate().filter(|(j, _)| *j != class.k) {
         let reached = if close.contains(&j) {
-            dot(&class.gram.difference(class.k, j), &answer.shift)
+            class.gram.reach(class.k, j, &answer.shift)
         } else {
             pushed[class.k] - pushed[j]
         };

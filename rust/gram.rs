@@ -5,47 +5,90 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use crate::margins::{dot, multiply_transposed};
-use crate::problem::{Problem, ProblemError};
+use crate::problem::{Problem, ProblemError, difference_dot_f64};
 
 /// Rows whose squared distance is below this share of their squared norms: M has lost six digits of it, so use the difference itself.
 const CLOSE: f64 = 1e-6;
 /// Rows of M that one task computes.
 const BLOCK: usize = 64;
+/// Above this many classes M is kept in float32, for memory. It then only ranks constraints; what enters a working set is computed from W.
+const WIDE: usize = 10_000;
 
 pub struct Gram<'a> {
     weight: &'a [f64],
     classes: usize,
     dim: usize,
-    m: Vec<f64>,
+    m: Entries,
+    /// |w_j|^2
+    squares: Vec<f64>,
+    /// |w_j|
+    lengths_of_rows: Vec<f64>,
     close: Vec<Vec<usize>>,
+}
+
+enum Entries {
+    F64(Vec<f64>),
+    F32(Vec<f32>),
 }
 
 impl<'a> Gram<'a> {
     pub fn new(problem: &'a Problem<'_>, cancel: &AtomicBool) -> Result<Self, ProblemError> {
         let (c, d) = (problem.classes, problem.dim);
-        let mut m = vec![0.0; c * c];
-        m.par_chunks_mut(BLOCK * c).enumerate().for_each(|(block, out)| {
+        let weight = &problem.weight;
+        let squares: Vec<f64> = weight.chunks_exact(d).map(|w| dot(w, w)).collect();
+        let rows = |block: usize, out: &mut [f64]| {
             if !cancel.load(Ordering::Relaxed) {
-                let a = &problem.weight[block * BLOCK * d..];
-                multiply_transposed(a, &problem.weight, out, out.len() / c, d, c);
+                multiply_transposed(&weight[block * BLOCK * d..], weight, out, out.len() / c, d, c);
             }
-        });
+        };
+        let mut close = vec![Vec::new(); c];
+        let m = if c <= WIDE {
+            let mut m = vec![0.0; c * c];
+            m.par_chunks_mut(BLOCK * c)
+                .zip(close.par_chunks_mut(BLOCK))
+                .enumerate()
+                .for_each(|(block, (out, close))| {
+                    rows(block, out);
+                    find_close(block * BLOCK, out, &squares, close);
+                });
+            Entries::F64(m)
+        } else {
+            let mut m = vec![0.0f32; c * c];
+            m.par_chunks_mut(BLOCK * c)
+                .zip(close.par_chunks_mut(BLOCK))
+                .enumerate()
+                .for_each_init(
+                    || vec![0.0; BLOCK * c],
+                    |wide, (block, (out, close))| {
+                        let wide = &mut wide[..out.len()];
+                        rows(block, wide);
+                        find_close(block * BLOCK, wide, &squares, close);
+                        out.iter_mut().zip(wide).for_each(|(o, v)| *o = *v as f32);
+                    },
+                );
+            Entries::F32(m)
+        };
         if cancel.load(Ordering::Relaxed) {
             return Err(ProblemError::Cancelled);
         }
-        let close = (0..c).into_par_iter().map(|k| close_rows(&m, c, k)).collect();
+        let lengths_of_rows = squares.iter().map(|v| v.sqrt()).collect();
         Ok(Gram {
-            weight: &problem.weight,
+            weight,
             classes: c,
             dim: d,
             m,
+            squares,
+            lengths_of_rows,
             close,
         })
     }
 
-    pub fn row(&self, class: usize) -> &[f64] {
-        let c = self.classes;
-        &self.m[class * c..(class + 1) * c]
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn row(&self, class: usize) -> &[f64] {
+        &self.weight[class * self.dim..(class + 1) * self.dim]
     }
 
     /// Classes whose weight row nearly or exactly equals that of `k`.
@@ -53,20 +96,59 @@ impl<'a> Gram<'a> {
         &self.close[k]
     }
 
-    /// a_j^T a_l with a_j = w_k - w_j.
-    pub fn inner(&self, k: usize, j: usize, l: usize) -> f64 {
-        if self.close[k].contains(&j) || self.close[k].contains(&l) {
-            return dot(&self.difference(k, j), &self.difference(k, l));
+    /// out := W s for s = sum of multipliers times a_j, from M; and a bound on the error that M's precision makes in each entry, per |w_j|.
+    pub fn push(&self, k: usize, active: &[usize], multipliers: &[f64], out: &mut Vec<f64>) -> f64 {
+        let total: f64 = multipliers.iter().sum();
+        out.clear();
+        out.resize(self.classes, 0.0);
+        let terms = active.iter().zip(multipliers).map(|(&l, &x)| (l, -x)).chain([(k, total)]);
+        let mut size = 0.0;
+        for (l, x) in terms {
+            let part = l * self.classes..(l + 1) * self.classes;
+            match &self.m {
+                Entries::F64(m) => out.iter_mut().zip(&m[part]).for_each(|(o, m)| *o += x * m),
+                Entries::F32(m) => out.iter_mut().zip(&m[part]).for_each(|(o, m)| *o += x * f64::from(*m)),
+            }
+            size += x.abs() * self.lengths_of_rows[l];
         }
-        let (mk, mj) = (self.row(k), self.row(j));
-        mk[k] - mk[l] - mk[j] + mj[l]
+        let unit = match &self.m {
+            Entries::F64(_) => f64::EPSILON * (self.dim as f64).sqrt(),
+            Entries::F32(_) => f64::from(f32::EPSILON),
+        };
+        unit * size
+    }
+
+    /// |w_k| + |w_j|
+    pub fn both_lengths(&self, k: usize, j: usize) -> f64 {
+        self.lengths_of_rows[k] + self.lengths_of_rows[j]
+    }
+
+    /// a_j^T a_l for each l, with a_j = w_k - w_j.
+    pub fn inners(&self, k: usize, j: usize, others: &[usize]) -> Vec<f64> {
+        let c = self.classes;
+        match &self.m {
+            Entries::F64(m) if self.close[k].is_empty() => {
+                let (mk, mj) = (&m[k * c..(k + 1) * c], &m[j * c..(j + 1) * c]);
+                others.iter().map(|&l| mk[k] - mk[l] - mk[j] + mj[l]).collect()
+            }
+            _ => {
+                let a = self.difference(k, j);
+                others
+                    .iter()
+                    .map(|&l| difference_dot_f64(self.row(k), self.row(l), &a, 1.0))
+                    .collect()
+            }
+        }
     }
 
     /// Lengths of a_j for all j (0 for k itself and for exact duplicates).
     pub fn lengths(&self, k: usize) -> Vec<f64> {
-        let c = self.classes;
-        let mk = self.row(k);
-        let mut lengths: Vec<f64> = (0..c).map(|j| (mk[k] - 2.0 * mk[j] + self.m[j * c + j]).max(0.0).sqrt()).collect();
+        let part = k * self.classes..(k + 1) * self.classes;
+        let length = |(square, m): (&f64, f64)| (self.squares[k] - 2.0 * m + square).max(0.0).sqrt();
+        let mut lengths: Vec<f64> = match &self.m {
+            Entries::F64(m) => self.squares.iter().zip(m[part].iter().copied()).map(length).collect(),
+            Entries::F32(m) => self.squares.iter().zip(m[part].iter().map(|&v| f64::from(v))).map(length).collect(),
+        };
         lengths[k] = 0.0;
         for &j in self.close_to(k) {
             let a = self.difference(k, j);
@@ -75,23 +157,21 @@ impl<'a> Gram<'a> {
         lengths
     }
 
-    pub fn dim(&self) -> usize {
-        self.dim
+    pub fn difference(&self, k: usize, j: usize) -> Vec<f64> {
+        self.row(k).iter().zip(self.row(j)).map(|(a, b)| a - b).collect()
     }
 
-    pub fn difference(&self, k: usize, j: usize) -> Vec<f64> {
-        let row = |i: usize| &self.weight[i * self.dim..(i + 1) * self.dim];
-        row(k).iter().zip(row(j)).map(|(a, b)| a - b).collect()
+    /// a_j^T s from the rows themselves.
+    pub fn reach(&self, k: usize, j: usize, s: &[f64]) -> f64 {
+        difference_dot_f64(self.row(k), self.row(j), s, 1.0)
     }
 }
 
-fn close_rows(m: &[f64], c: usize, k: usize) -> Vec<usize> {
-    let kk = m[k * c + k];
-    (0..c)
-        .filter(|&j| j != k)
-        .filter(|&j| {
-            let jj = m[j * c + j];
-            kk - 2.0 * m[k * c + j] + jj <= CLOSE * (kk + jj)
-        })
-        .collect()
+/// For the rows of M from class `first` on, the classes that nearly equal each.
+fn find_close(first: usize, rows: &[f64], squares: &[f64], close: &mut [Vec<usize>]) {
+    for (i, (row, close)) in rows.chunks_exact(squares.len()).zip(close).enumerate() {
+        let (k, kk) = (first + i, squares[first + i]);
+        let near = |j: usize| kk - 2.0 * row[j] + squares[j] <= CLOSE * (kk + squares[j]);
+        close.extend((0..squares.len()).filter(|&j| j != k && near(j)));
+    }
 }

@@ -70,6 +70,11 @@ impl Logits {
         &self.data[start..start + rows]
     }
 
+    /// Bytes that [`Peaks`] holds for one target.
+    pub fn peak_bytes(&self) -> usize {
+        self.blocks() * self.panels * size_of::<Lane>()
+    }
+
     fn blocks(&self) -> usize {
         self.samples.div_ceil(BLOCK)
     }

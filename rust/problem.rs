@@ -1,7 +1,8 @@
-//! What is solved, how, and what is wrong with an input. May use: ndarray.
+//! What is solved, how, and what is wrong with an input. May use: ndarray, rayon.
 
 use multiversion::multiversion;
 use ndarray::{ArrayView1, ArrayView2};
+use rayon::prelude::*;
 use thiserror::Error;
 
 /// Malformed input. How a well-formed problem ended is a [`Status`], never an error.
@@ -276,7 +277,7 @@ fn difference_dot_f32(a: &[f64], b: &[f64], z: &[f32], scale: f64) -> f64 {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-fn difference_dot_f64(a: &[f64], b: &[f64], z: &[f64], scale: f64) -> f64 {
+pub fn difference_dot_f64(a: &[f64], b: &[f64], z: &[f64], scale: f64) -> f64 {
     difference_dot(a, b, z, scale)
 }
 
@@ -304,24 +305,22 @@ fn largest_finite<'a>(argument: &'static str, rows: impl Iterator<Item = &'a [f6
 
 /// Largest entry and largest Euclidean norm of the latents.
 fn survey(latents: &Latents, dim: usize, samples: usize) -> Result<(f64, f64), ProblemError> {
-    let mut row = vec![0.0; dim];
-    let (mut largest, mut longest) = (0.0_f64, 0.0_f64);
-    for i in 0..samples {
-        latents.copy_row(i, &mut row);
-        let top = largest_finite("latents", std::iter::once(&row[..])).map_err(|e| at_row(e, i))?;
-        largest = largest.max(top);
-        let unit = unit_scale(top);
+    let of_row = |row: &mut Vec<f64>, i: usize| {
+        latents.copy_row(i, row);
+        if let Some(&value) = row.iter().find(|v| !v.is_finite()) {
+            let argument = "latents";
+            return Err(ProblemError::NotFinite { argument, row: i, value });
+        }
+        let largest = row.iter().fold(0.0_f64, |a, v| a.max(v.abs()));
+        // Squares of tiny or huge entries must neither vanish nor overflow.
+        let unit = unit_scale(largest);
         let square: f64 = row.iter().map(|v| (v * unit) * (v * unit)).sum();
-        longest = longest.max(square.sqrt() / unit);
-    }
-    Ok((largest, longest))
-}
-
-fn at_row(error: ProblemError, row: usize) -> ProblemError {
-    match error {
-        ProblemError::NotFinite { argument, value, .. } => ProblemError::NotFinite { argument, row, value },
-        other => other,
-    }
+        Ok((largest, square.sqrt() / unit))
+    };
+    let rows: Vec<_> = (0..samples).into_par_iter().map_init(|| vec![0.0; dim], of_row).collect();
+    // In order, so that the first bad row is the one that is named.
+    rows.into_iter()
+        .try_fold((0.0, 0.0), |(a, b): (f64, f64), row| row.map(|(x, y)| (a.max(x), b.max(y))))
 }
 
 /// The length of shift that the biases alone may ask for; matters only where latents are (near) zero.

@@ -68,11 +68,8 @@ impl WorkingSet {
 
     fn push(&mut self, class: &Class, j: usize) {
         let lengths = &class.lengths;
-        let mut row: Vec<f64> = self
-            .members
-            .iter()
-            .map(|&l| class.gram.inner(class.k, j, l) / (lengths[j] * lengths[l]))
-            .collect();
+        let mut row = class.gram.inners(class.k, j, &self.members);
+        row.iter_mut().zip(&self.members).for_each(|(v, &l)| *v /= lengths[j] * lengths[l]);
         for (other, &v) in self.g.iter_mut().zip(&row) {
             other.push(v);
         }
@@ -119,6 +116,7 @@ impl<'a, 'p> Class<'a, 'p> {
             let (margin, sample) = self.peaks.exact(self.t, j);
             self.r[j] = margin;
             self.samples[j] = Some(sample);
+            self.lengths[j] = self.gram.inners(self.k, j, &[j])[0].max(0.0).sqrt();
         }
     }
 
@@ -131,31 +129,16 @@ impl<'a, 'p> Class<'a, 'p> {
         (0..self.r.len()).filter(|&j| j != self.k && self.lengths[j] > 0.0)
     }
 
-    /// Distance from s to the half-space of each rival, -inf where there is none; w_j^T s comes from M, but for rows so close to w_k that M cannot tell them apart.
+    /// At most how far s is from the half-space of each rival: -inf at k and its duplicates.
     fn price(&self, active: &[usize], multipliers: &[f64], out: &mut Vec<f64>) {
-        let total: f64 = multipliers.iter().sum();
-        out.clear();
-        out.extend(self.gram.row(self.k).iter().map(|m| total * m));
-        for (&l, &x) in active.iter().zip(multipliers) {
-            for (o, m) in out.iter_mut().zip(self.gram.row(l)) {
-                *o -= x * m;
-            }
-        }
+        let error = self.gram.push(self.k, active, multipliers, out);
         let own = out[self.k];
         for (j, o) in out.iter_mut().enumerate() {
             *o = if self.lengths[j] > 0.0 {
-                (self.r[j] - own + *o) / self.lengths[j]
+                (self.r[j] - own + *o + error * self.gram.both_lengths(self.k, j)) / self.lengths[j]
             } else {
                 f64::NEG_INFINITY
             };
-        }
-        let close = self.gram.close_to(self.k);
-        if close.is_empty() {
-            return;
-        }
-        let s = self.combine(active, multipliers);
-        for &j in close.iter().filter(|&&j| self.lengths[j] > 0.0) {
-            out[j] = (self.r[j] - dot(&self.gram.difference(self.k, j), &s)) / self.lengths[j];
         }
     }
 
@@ -203,21 +186,15 @@ impl<'a, 'p> Class<'a, 'p> {
             let (active, multipliers) = kernel.multipliers(self, &ws);
             self.price(&active, &multipliers, &mut prices);
             let tolerance = VIOLATED * self.distance(&active, &multipliers);
-            let joining = self.most_violated(&prices, tolerance, &ws.members);
+            let joining = self.joining(&prices, tolerance, &ws.members, &self.combine(&active, &multipliers));
             if joining.is_empty() {
                 return kernel.report(self, &ws, Ended::Optimal);
             }
             if cancel.load(Ordering::Relaxed) {
                 break;
             }
-            let bounds: Vec<f64> = joining.iter().map(|&j| self.r[j]).collect();
-            joining.iter().for_each(|&j| self.sharpen(j));
             kernel.compact(&mut ws);
-            for (&j, bound) in joining.iter().zip(bounds) {
-                if prices[j] - (bound - self.r[j]) / self.lengths[j] > tolerance {
-                    ws.push(self, j);
-                }
-            }
+            joining.iter().for_each(|&j| ws.push(self, j));
             let ended = kernel.solve(self, &ws, tolerance, cancel);
             if ended != Ended::Optimal {
                 return kernel.report(self, &ws, ended);
@@ -233,15 +210,26 @@ impl<'a, 'p> Class<'a, 'p> {
         deepest.max(square.max(0.0).sqrt())
     }
 
-    /// Up to [`JOIN`] constraints outside the working set, in order of class.
-    fn most_violated(&self, prices: &[f64], tolerance: f64, members: &[usize]) -> Vec<usize> {
-        let mut violated: Vec<usize> = self.rivals().filter(|&j| prices[j] > tolerance && !members.contains(&j)).collect();
-        if violated.len() > JOIN {
-            violated.select_nth_unstable_by(JOIN - 1, |&a, &b| prices[b].total_cmp(&prices[a]).then(a.cmp(&b)));
-            violated.truncate(JOIN);
-            violated.sort_unstable();
+    /// Up to [`JOIN`] constraints outside the working set that s violates. Prices are upper bounds: the worst are looked at exactly, then
+    /// the next, until some are really violated.
+    fn joining(&mut self, prices: &[f64], tolerance: f64, members: &[usize], s: &[f64]) -> Vec<usize> {
+        let mut doubtful: Vec<usize> = self.rivals().filter(|&j| prices[j] > tolerance && !members.contains(&j)).collect();
+        let worst_first = |a: &usize, b: &usize| prices[*b].total_cmp(&prices[*a]).then(a.cmp(b));
+        while !doubtful.is_empty() {
+            let count = JOIN.min(doubtful.len());
+            doubtful.select_nth_unstable_by(count - 1, worst_first);
+            let rest = doubtful.split_off(count);
+            let mut violated = std::mem::replace(&mut doubtful, rest);
+            violated.retain(|&j| {
+                self.sharpen(j);
+                (self.r[j] - self.gram.reach(self.k, j, s)) / self.lengths[j] > tolerance
+            });
+            if !violated.is_empty() {
+                violated.sort_unstable();
+                return violated;
+            }
         }
-        violated
+        Vec::new()
     }
 }
 
