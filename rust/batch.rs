@@ -22,7 +22,7 @@ const TASK_BYTES: usize = 64 << 20;
 pub struct Solution {
     pub class: usize,
     pub status: Status,
-    /// |s|; +inf where unreachable.
+    /// |s|; +inf where unreachable, NaN where the engine left nothing but a ray that proves too little.
     pub norm: f64,
     /// s; NaN where unreachable.
     pub shift: Vec<f64>,
@@ -164,6 +164,9 @@ impl Block<'_, '_> {
         let length = answer.shift.iter().map(|v| v * v).sum::<f64>().sqrt();
         let (norm, shift) = if status == Status::Unreachable {
             (f64::INFINITY, vec![f64::NAN; p.dim])
+        } else if answer.farkas {
+            // A ray that proves too little is no shift either.
+            (f64::NAN, vec![f64::NAN; p.dim])
         } else {
             (p.unscale_shift(length), answer.shift.iter().map(|&v| p.unscale_shift(v)).collect())
         };

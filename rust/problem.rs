@@ -18,6 +18,8 @@ pub enum ProblemError {
     NoSamples,
     #[error("{argument} must be finite, found {value} in row {row}")]
     NotFinite { argument: &'static str, row: usize, value: f64 },
+    #[error("{argument} are too large: their lengths overflow float64")]
+    TooLarge { argument: &'static str },
     #[error("classes must be in 0..{classes}, got {got}")]
     ClassRange { classes: usize, got: usize },
     #[error("quantile must be in (0, 1], got {got}")]
@@ -182,7 +184,15 @@ impl<'a> Problem<'a> {
         let (largest_latent, longest_latent) = survey(&latents, dim, samples)?;
 
         let weight_scale = unit_scale(largest_weight);
-        let latent_scale = unit_scale(largest_latent);
+        // Latents far smaller than what the biases ask for are measured in units of that.
+        let spread = bias.iter().copied().fold(f64::NEG_INFINITY, f64::max) - bias.iter().copied().fold(f64::INFINITY, f64::min);
+        let asked = if largest_weight > 0.0 { spread / largest_weight } else { 0.0 };
+        for (argument, length) in [("latents", longest_latent), ("bias", asked)] {
+            if !(length * (dim as f64)).is_finite() {
+                return Err(ProblemError::TooLarge { argument });
+            }
+        }
+        let latent_scale = unit_scale(largest_latent.max(asked));
         weight.iter_mut().for_each(|v| *v *= weight_scale);
         bias.iter_mut().for_each(|v| *v = *v * weight_scale * latent_scale);
         largest_finite("bias (relative to weight and latents)", bias.chunks_exact(1))?;

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +112,35 @@ def test_damaged_files_are_refused(suffix: str, model: nn.Module, tmp_path: Path
             read_state_dict(file)
 
 
+@pytest.mark.parametrize("kind", ["meta", "sparse", "complex", "quantised"])
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_weights_are_refused(kind: str, tmp_path: Path) -> None:
+    tensor = {
+        "meta": torch.zeros(3, 4, device="meta"),
+        "sparse": torch.eye(3).to_sparse_csr(),
+        "complex": torch.zeros(3, 4, dtype=torch.complex64),
+        "quantised": torch.quantize_per_tensor(torch.zeros(3, 4), 0.1, 0, torch.qint8),
+    }[kind]
+    torch.save({"0.weight": tensor}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"refused|not plain dense tensors: 0\.weight"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def test_a_whole_pickled_model_is_refused_without_advice_to_load_it_unsafely(model: nn.Module, tmp_path: Path) -> None:
+    torch.save(model, tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"save model\.state_dict\(\)") as caught:
+        read_state_dict(tmp_path / "whole.pth")
+    assert "weights_only" not in str(caught.value)
+
+
 def test_what_is_no_state_dict_is_said(tmp_path: Path, model: nn.Module) -> None:
     file = tmp_path / "x.pth"
-    for content, reason in (([1, 2], "no state dict"), ({}, "no state dict"), ({"a": 3}, "not tensors"), (torch.zeros(3), "no state dict")):
+    for content, reason in (
+        ([1, 2], "no state dict"),
+        ({}, "no state dict"),
+        ({"a": 3}, "not plain dense tensors"),
+        (torch.zeros(3), "no state dict"),
+    ):
         torch.save(content, file)
         with pytest.raises(CheckpointError, match=reason):
             read_state_dict(file)
@@ -183,11 +211,23 @@ def test_bad_npz_data_is_named(arrays: dict[str, Any], reason: str, tmp_path: Pa
         read_images(tmp_path / "d.npz")
 
 
+def test_hidden_folders_are_no_classes_and_empty_ones_keep_their_number(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", ".git", "__MACOSX"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "c", ".git"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "x.png")
+    images = read_images(tmp_path)
+    assert images.y is not None
+    assert images.y.tolist() == [0, 2]
+
+
 def test_bad_folders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="no images"):
         read_images(tmp_path)
     with pytest.raises(CheckpointError, match="folder of images or an"):
-        read_images(tmp_path / "x.csv")
+        read_images(Path(__file__))
+    with pytest.raises(CheckpointError, match="no data"):
+        read_images(tmp_path / "missing")
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     Image.new("RGB", (30, 40)).save(tmp_path / "b.png")
     with pytest.raises(CheckpointError, match="--size"):
@@ -203,12 +243,35 @@ def test_bad_folders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_npz_damage_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "d.npz"
+    np.save(tmp_path / "plain.npy", np.eye(3))
+    plain = (tmp_path / "plain.npy").read_bytes()
+    huge = plain.replace(b"(3, 3), }", b"(3000000, 3000000), }")
+    np.savez_compressed(file, W=np.eye(100))
+    packed = bytearray(file.read_bytes())
+    packed[60:90] = bytes(30)
     np.savez(file, W=np.eye(3))
     whole = file.read_bytes()
-    for content in (b"", whole[:50], whole[:-30], b"junk", pickle.dumps(3)):
+    for content in (
+        b"",
+        whole[:50],
+        whole[:-30],
+        b"junk",
+        pickle.dumps(3),
+        plain,
+        bytes(packed),
+        _zip("W.npy", huge),
+        _zip("W.npy", b"text"),
+    ):
         file.write_bytes(content)
         with pytest.raises(CheckpointError):
             read_npz(file)
+
+
+def _zip(name: str, content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, content)
+    return stream.getvalue()
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path) -> None:

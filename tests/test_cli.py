@@ -45,6 +45,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(place / "three.npz", W=w[:3], Z=z)
     np.savez(place / "data.npz", x=rng.integers(0, 256, size=(80, 12, 12, 3), dtype=np.uint8), y=np.arange(80) % 6)
     (place / "arch.py").write_text(FACTORY)
+    (place / "folder.json").mkdir()
+    np.savez(place / "hostile.npz", **{"\x1b[2J\nerror: [red]": np.eye(3)})
     torch.manual_seed(0)
     # Spread the logits so that no class is predicted for every image.
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 6))
@@ -156,6 +158,10 @@ ERRORS = {
     "unwritable output": ["solve", "clean.npz", "--out", "nowhere/x.json"],
     "bad option": ["scan", "clean.npz", "--nonsense"],
     "bad engine": ["solve", "clean.npz", "--engine", "simplex"],
+    "arch with an npz": ["scan", "clean.npz", "--arch", "arch.py:make"],
+    "repair of an npz": ["repair", "clean.npz", "--out", "x.safetensors"],
+    "output is a folder": ["solve", "clean.npz", "--out", "folder.json"],
+    "hostile names": ["scan", "hostile.npz"],
     "repair to pth": ["repair", "model.pth", "--arch", "arch.py:make", "--data", "data.npz", "--out", "x.pth"],
 }
 
@@ -168,6 +174,12 @@ def test_errors_are_one_line_and_exit_code_2(what: str, place: Path) -> None:
     if what not in ("bad option", "bad engine"):
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.strip().isprintable()
+
+
+def test_a_closed_pipe_does_not_change_the_verdict(place: Path) -> None:
+    script = f"{sys.executable} -m tacfast scan clean.npz | true; exit ${{PIPESTATUS[0]}}"
+    assert subprocess.run(["bash", "-c", script], cwd=place, check=False).returncode == 0
 
 
 def test_debug_shows_the_traceback(place: Path) -> None:

@@ -114,6 +114,25 @@ def test_extreme_scales(which: str, scale: float, rng: np.random.Generator) -> N
         np.testing.assert_allclose(scaled.norms / unit, base.norms, rtol=1e-9)
 
 
+def test_lengths_beyond_float64_are_refused(rng: np.random.Generator) -> None:
+    w, z = rng.normal(size=(6, 8)), np.sign(rng.normal(size=(20, 8)))
+    with pytest.raises(tacfast.ProblemError, match="latents are too large"):
+        tacfast.solve(w, None, z * 1.79e308)
+    with pytest.raises(tacfast.ProblemError, match="bias"):
+        tacfast.solve(w, np.array([1.7e308, -1.7e308, 0, 0, 0, 0]), z)
+    with pytest.raises(tacfast.ProblemError, match="too many classes"):
+        tacfast.solve(np.zeros((3_000_000, 1)), None, np.zeros((2, 1)))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160])
+def test_everything_scaled_alike(scale: float, rng: np.random.Generator) -> None:
+    """With W, b and Z alike in scale the biases dwarf the latents (or vanish); the answer is still certified."""
+    w, b, z = rng.normal(size=(6, 8)), rng.normal(size=6), rng.normal(size=(20, 8))
+    solutions = tacfast.solve(w * scale, b * scale, z * scale)
+    check(solutions)
+    assert not np.isnan(solutions.gap[solutions.status == "solved"]).any()
+
+
 def test_near_duplicate_rows_are_exact(rng: np.random.Generator) -> None:
     """Rows a relative 1e-9 apart: the Gram matrix cannot see the difference, the answer must. Two classes have a closed form."""
     for exponent in range(3, 12):

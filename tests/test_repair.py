@@ -88,6 +88,40 @@ def _reachable(model: nn.Module, batches: Any) -> int:
     return int(np.flatnonzero(tacfast.scan(model, batches).status == "solved")[0])
 
 
+def test_a_clean_report_is_believed_and_no_new_scan_is_made(small_model: nn.Sequential, batches: Any) -> None:
+    report = tacfast.scan(small_model, batches, alpha=1e-9)
+    assert not report.suspects
+    assert tacfast.repair(small_model, batches, report, epochs=1).model is None
+
+
+@pytest.mark.parametrize("method", ["finetune", "head", "prune"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_every_dtype_is_kept_and_the_original_never_written_to(dtype: torch.dtype, method: Any, batches: Any) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.ReLU(), nn.Linear(12, 5)).to(dtype)
+    data = [(x.to(dtype) - 0.5, y) for x, y in batches]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    result = tacfast.repair(model, data, targets=[_reachable(model, data)], method=method, epochs=1, budget=0.3)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert result.model is not None
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+
+
+def test_frozen_weights_are_trained_in_the_copy_and_stay_frozen(small_model: nn.Sequential, batches: Any) -> None:
+    small_model.requires_grad_(False)
+    result = tacfast.repair(small_model, batches, targets=[2], epochs=1)
+    assert result.model is not None
+    assert not any(p.requires_grad for p in result.model.parameters())
+    assert not torch.equal(result.model[0].weight, small_model[0].weight)  # type: ignore[arg-type, index]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("normalise", [nn.utils.parametrizations.spectral_norm, nn.utils.weight_norm])
+def test_a_head_that_normalises_anew_is_not_pruned(normalise: Any, small_model: nn.Sequential, batches: Any) -> None:
+    small_model[6] = normalise(nn.Linear(8, 5))
+    with pytest.raises(tacfast.SolveError, match="cannot be pruned"):
+        tacfast.repair(small_model, batches, targets=[_reachable(small_model, batches)], method="prune", budget=0.5)
+
+
 def test_an_unsuspected_model_is_left_alone(small_model: nn.Sequential, batches: Any, rng: np.random.Generator) -> None:
     clean = tacfast.scan_head(rng.normal(size=(5, 8)), None, rng.normal(size=(60, 8)), alpha=1e-6)
     assert not clean.suspects
@@ -119,6 +153,10 @@ def test_the_same_seed_gives_the_same_model(small_model: nn.Sequential, batches:
         ({"epochs": 0}, "epochs"),
         ({"budget": 1}, "budget"),
         ({"targets": [9]}, "targets"),
+        ({"targets": 1}, "targets"),
+        ({"targets": [1.5]}, "targets"),
+        ({"seed": -1}, "seed"),
+        ({"epochs": 1.5}, "epochs"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], name: str, small_model: nn.Sequential, batches: Any) -> None:

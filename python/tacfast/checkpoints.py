@@ -14,7 +14,6 @@ import json
 import os
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,18 +53,20 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Any], str]:
     path = Path(path)
     content = _read(path)
     suffix = path.suffix.lower()
+    if suffix not in (".safetensors", *_PICKLED):
+        raise CheckpointError(f"{path.name}: unknown kind of file {suffix!r}; expected .safetensors or {', '.join(_PICKLED)}")
     try:
-        if suffix == ".safetensors":
-            state: Any = safetensors.torch.load(content)
-        elif suffix in _PICKLED:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        else:
-            raise CheckpointError(f"{path.name}: unknown kind of file {suffix!r}; expected .safetensors or {', '.join(_PICKLED)}")
-    except CheckpointError:
-        raise
-    except Exception as error:  # the readers raise whatever a hostile file makes them raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path.name} was refused: {first}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if suffix == ".safetensors":
+                state: Any = safetensors.torch.load(content)
+            else:
+                state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # the readers raise whatever a hostile file makes them raise, and torch would advise an unsafe load
+        raise CheckpointError(
+            f"{path.name} was refused: it is damaged, or holds more than tensors in plain containers (code, a whole model); "
+            "have its author save model.state_dict(), best as .safetensors"
+        ) from None
     return _unwrap(state, path.name), hashlib.sha256(content).hexdigest()
 
 
@@ -77,11 +78,18 @@ def _unwrap(state: Any, name: str) -> dict[str, Any]:
             state = state[key]
     if not isinstance(state, Mapping) or not state:
         raise CheckpointError(f"{name} holds no state dict; save one with torch.save(model.state_dict(), ...)")
-    strange = [str(k) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    strange = [str(k) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor) and _is_plain(v))]
     if strange:
-        raise CheckpointError(f"{name} holds entries that are not tensors: {', '.join(strange[:3])}")
+        raise CheckpointError(f"{name} holds entries that are not plain dense tensors: {', '.join(strange[:3])}")
     prefix = "module." if all(k.startswith("module.") for k in state) else ""
     return {k.removeprefix(prefix): v for k, v in state.items()}
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Dense, real, in memory and not quantised: anything else has no place in the weights of a classifier."""
+    import torch
+
+    return bool(tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_complex() and tensor.device.type == "cpu")
 
 
 def load_weights(model: Any, state: Mapping[str, Any]) -> None:
@@ -125,9 +133,12 @@ def build_model(arch: str, arguments: Mapping[str, str]) -> Any:
     else:
         factory = _factory(Path(source), name)
     try:
-        return factory(**keywords)
+        model = factory(**keywords)
     except Exception as error:
         raise CheckpointError(f"{arch} could not be built with {keywords}: {type(error).__name__}: {error}") from error
+    if not hasattr(model, "state_dict"):
+        raise CheckpointError(f"{arch} must give a torch.nn.Module, it gave {type(model).__name__}")
+    return model
 
 
 def _literal(text: str) -> Any:
@@ -142,7 +153,7 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise CheckpointError(f"{name} is not installed ({error}); pip install 'tacfast[vision]'") from None
+        raise CheckpointError(f"{name} is not installed ({error}); it comes with the extra [vision]") from None
 
 
 def _factory(path: Path, name: str) -> Callable[..., Any]:
@@ -182,6 +193,7 @@ def atomic(path: str | Path) -> Iterator[Any]:
         CheckpointError: the folder does not exist or cannot be written.
     """
     path = Path(path)
+    check_writable(path)
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -194,9 +206,25 @@ def atomic(path: str | Path) -> Iterator[Any]:
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"cannot write {str(path)!r}: {error.strerror}") from None
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Before long work whose result shall go there.
+
+    Raises:
+        CheckpointError: the folder does not exist or is read-only, or the path is a folder itself.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"cannot write {str(path)!r}: it is a folder")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise CheckpointError(f"cannot write {str(path)!r}: the folder is read-only")
 
 
 def read_npz(path: str | Path) -> tuple[dict[str, NDArray[Any]], str]:
@@ -210,21 +238,27 @@ def read_npz(path: str | Path) -> tuple[dict[str, NDArray[Any]], str]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path.name} was refused: {error}") from None
+    except Exception:  # numpy, zipfile and zlib raise whatever a hostile file makes them raise
+        raise CheckpointError(f"{path.name} was refused: it is damaged, no .npz archive, or holds Python objects") from None
+    strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if strange:
+        raise CheckpointError(f"{path.name} was refused: {strange[0]!r} is no array")
     return arrays, hashlib.sha256(content).hexdigest()
 
 
 def read_images(path: str | Path, *, size: int | None = None, limit: int | None = None, seed: int = 0) -> Images:
     """Clean images from an .npz with `x` (n, H, W, 3) uint8 and perhaps `y` (n,), or from a folder of images.
 
-    A folder's first-level subfolders, in sorted order, are its classes; a flat folder has no labels. `size` resizes to size x size; a
+    A folder's first-level subfolders are its classes, sorted by name as torchvision's ImageFolder does; one without images keeps its
+    number, hidden ones have none. A flat folder has no labels. `size` resizes to size x size; a
     `limit` below the number of images takes a random subset, the same one for the same `seed`.
 
     Raises:
         CheckpointError: there are no images, or one cannot be read.
     """
     path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"there is no data at {str(path)!r}")
     if limit is not None and limit < 1:
         raise CheckpointError(f"limit must be at least 1, got {limit}")
     if path.is_dir():
@@ -249,7 +283,7 @@ def read_images(path: str | Path, *, size: int | None = None, limit: int | None 
 def _read_folder(path: Path, size: int | None, limit: int | None, seed: int) -> Images:
     from PIL import Image
 
-    classes = sorted(p for p in path.iterdir() if p.is_dir())
+    classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
     files = [(f, c) for c, folder in enumerate(classes) for f in sorted(folder.rglob("*")) if f.suffix.lower() in _IMAGES]
     nested = bool(files)
     if not nested:

@@ -6,6 +6,7 @@ Exit codes: 0 clean or done, 1 flagged, 2 error, 3 inconclusive.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from enum import Enum
@@ -42,7 +43,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
+
+
+class _Console(Console):
+    """A reader that closes the pipe early must not change the exit code, which is the verdict."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        self.quiet = True
+
+
+out = _Console()
 err = Console(stderr=True)
 
 
@@ -89,7 +100,9 @@ def main() -> None:
         if debug:
             raise
         what = str(error) if isinstance(error, TacfastError) else f"{type(error).__name__}: {error} (a bug? --debug shows where)"
-        err.print(f"[red]error:[/] {escape(what)}", soft_wrap=True, highlight=False)
+        # One line, and nothing in it that a hostile name could make a terminal do.
+        line = "".join(c if c.isprintable() else " " for c in what)
+        err.print(f"[red]error:[/] {escape(line)}", soft_wrap=True, highlight=False)
         sys.exit(2)
 
 
@@ -108,7 +121,9 @@ def _options(
 
 
 @app.command()
-def demo(seed: Annotated[int, typer.Option(help="Of the split, the poisoning and the training.")] = 0, device: Device = "auto") -> None:
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the poisoning and the training.")] = 0, device: Device = "auto"
+) -> None:
     """Backdoor a small digit classifier, find the backdoor, remove it. Needs no download."""
     from tacfast.demo import run
 
@@ -127,6 +142,7 @@ def solve(
     """Find the smallest latent shift into every class, with certificates. Needs no torch."""
     if output is not None and output.suffix.lower() not in (".json", ".npz"):
         raise ProblemError(f"--out must end in .json or .npz, got {output.name!r}")
+    _check_outputs(output)
     w, b, z, _, _ = _read_head(problem)
     solutions = solve_arrays(w, b, z, quantile=quantile, engine=engine.value, tol=tol, threads=threads)
     _show_solutions(solutions)
@@ -152,7 +168,10 @@ def scan_command(
     json_file: Json = None,
 ) -> None:
     """Is some class the target of a backdoor? Exit code 0: no evidence, 1: flagged, 2: error, 3: inconclusive."""
+    _check_outputs(json_file)
     if model.suffix.lower() == ".npz":
+        if arch is not None or data is not None:
+            raise ProblemError(f"--arch and --data are of no use with {model.name}, which holds latents already")
         w, b, z, y, digest = _read_head(model)
         file = {"model": model.name, "sha256": digest}
         report = scan_head(w, b, z, labels=y, alpha=alpha, threads=threads, file=file)
@@ -182,15 +201,18 @@ def repair_command(
     beta: Annotated[float, typer.Option(help="Weight of the loss on shifted latents.")] = 1.0,
     lr: Annotated[float, typer.Option(help="Learning rate of finetune.")] = 0.03,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the clean data.")] = 5,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the held-out split and the order of training.")] = 0,
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Remove the backdoor from a copy of the model. Writes nothing when no class is suspected."""
+    """Remove the backdoor from a copy of the model. When no class is suspected it says so, writes no file, and exits with 0."""
     from tacfast.repair import repair
 
     if output.suffix.lower() != ".safetensors":
         raise ProblemError(f"--out must end in .safetensors, got {output.name!r}")
+    if model.suffix.lower() == ".npz":
+        raise ProblemError(f"{model.name} holds no network; repair needs a checkpoint (.safetensors, .pth)")
+    _check_outputs(output, json_file)
     given = None if report is None else ScanReport.from_json(report)
     network, loader, file = _load(model, arch, arch_arg, data, mean, std, size, limit)
     if given is not None and given.file.get("sha256") not in (None, file["sha256"]):
@@ -213,9 +235,9 @@ def _load(
     """The model, its clean batches, and where both came from."""
     from tacfast.checkpoints import build_model, load_weights, read_images, read_state_dict
 
+    missing = [option for option, value in (("--arch", arch), ("--data", data)) if value is None]
     if arch is None or data is None:
-        missing = "--arch" if arch is None else "--data"
-        raise ProblemError(f"{missing} is needed to run {model.name}; see `tacfast scan --help`")
+        raise ProblemError(f"{' and '.join(missing)} needed to run {model.name}; --help says more")
     arguments = {}
     for item in arch_arg or []:
         key, equals, value = item.partition("=")
@@ -228,6 +250,15 @@ def _load(
     images = read_images(data, size=size, limit=limit)
     file = {"model": model.name, "sha256": digest, "arch": arch, "arch_args": arguments, **images.source}
     return network, list(_batches(images, _channels("mean", mean), _channels("std", std))), file
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    """Before the work, not after it."""
+    from tacfast.checkpoints import check_writable
+
+    for path in paths:
+        if path is not None:
+            check_writable(path)
 
 
 def _batches(images: Images, mean: np.ndarray, std: np.ndarray, size: int = 250) -> Iterator[tuple[Tensor, ...]]:
@@ -257,7 +288,7 @@ def _read_head(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, n
     for name in ("W", "Z"):
         if name not in arrays:
             raise CheckpointError(
-                f"{path.name} must hold W (C,d) and Z (n,d), and perhaps b and y; it holds {', '.join(arrays) or 'nothing'}"
+                f"{path.name} must hold W (C,d) and Z (n,d), and perhaps b and y; it holds {', '.join(map(repr, arrays)) or 'nothing'}"
             )
     return arrays["W"], arrays.get("b"), arrays["Z"], arrays.get("y"), digest
 
@@ -308,8 +339,9 @@ def _show_scan(report: ScanReport) -> None:
     table = _table("class", "norm", "p-value", "")
     suspects = {s.target: s for s in report.suspects}
     for k in np.argsort(report.norms, kind="stable")[:_ROWS]:
-        suspect = suspects.get(int(k))
-        table.add_row(str(k), f"{report.norms[k]:.4g}", f"{suspect.p_value:.2g}" if suspect else "", "[red]suspect[/]" if suspect else "")
+        suspect, status = suspects.get(int(k)), str(report.status[k])
+        note = "[red]suspect[/]" if suspect else "" if status == "solved" else status
+        table.add_row(str(k), f"{report.norms[k]:.4g}", f"{suspect.p_value:.2g}" if suspect else "", note)
     out.print(table)
     accuracy = "" if report.clean_accuracy is None else f"accuracy on them {report.clean_accuracy:.1%}; "
     index = "" if report.mad_index is None else f"MAD index {report.mad_index:.1f} (shown, never used); "

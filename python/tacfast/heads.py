@@ -87,7 +87,7 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def split_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Images and labels of a batch: a tensor, (images, labels, ...), or a mapping with "pixel_values" / "labels".
+    """Images and labels (int64) of a batch: a tensor, (images, labels, ...), or a mapping with "pixel_values" / "labels".
 
     Raises:
         ModelError: it is none of these.
@@ -104,11 +104,19 @@ def split_batch(batch: Any) -> tuple[Tensor, Tensor | None]:
         raise ModelError(f"a batch must be a tensor, (images, labels) or a dict with 'pixel_values', got {type(batch).__name__}")
     if not isinstance(images, Tensor):
         raise ModelError(f"the images of a batch must be a tensor, got {type(images).__name__}")
-    if labels is not None:
-        labels = torch.as_tensor(labels)
-        if labels.shape != images.shape[:1]:
-            raise ModelError(f"labels must be one class per image, shape {tuple(images.shape[:1])}, got {tuple(labels.shape)}")
-    return images, labels
+    return images, None if labels is None else _check_labels(labels, len(images))
+
+
+def _check_labels(labels: Any, count: int) -> Tensor:
+    try:
+        y = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"labels cannot be read as a tensor: {error}") from None
+    if y.shape != (count,):
+        raise ModelError(f"labels must be one class per image, shape ({count},), got {tuple(y.shape)}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ModelError(f"labels must be integers, got {y.dtype}")
+    return y.long()
 
 
 def logits_of(output: Any) -> Tensor:
@@ -143,10 +151,10 @@ def find_head(model: nn.Module, images: Tensor) -> tuple[str, nn.Linear | nn.Con
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and _is_pointwise(module)):
                 # Bind name and module now; the hook runs later.
-                def remember(m: nn.Module, args: tuple[Any, ...], out: Any, name: str = name) -> None:
-                    calls.append((name, m, args[0]))  # type: ignore[arg-type]
+                def remember(m: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, name: str = name) -> None:
+                    calls.append((name, m, args[0] if args else kwargs["input"]))
 
-                hooks.append(module.register_forward_hook(remember))
+                hooks.append(module.register_forward_hook(remember, with_kwargs=True))
         logits = logits_of(_run(model, images))
     finally:
         for hook in hooks:
@@ -170,21 +178,27 @@ def capture(model: nn.Module, loader: Iterable[Any], *, device: str = "auto", pr
     Raises:
         ModelError: no linear head, no samples, or `W z + b` is not the model's output on some batch.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     where = choose_device(model, device)
     latents: list[Tensor] = []
     predictions: list[Tensor] = []
     labels: list[Tensor | None] = []
     name, head, worst = "", None, 0.0
     with evaluating(model, where):
-        for batch in track(loader, "latents", shown=progress):
+        for number, batch in enumerate(track(loader, "latents", shown=progress)):
             images, classes = split_batch(batch)
+            if len(images) == 0:
+                continue
             images = images.to(where)
             if head is None:
                 name, head = find_head(model, images)
             z, logits = _latents_and_logits(model, head, images)
             error = _error(head, z, logits)
+            if not bool(logits.isfinite().all()):
+                raise ModelError(f"the model's output is not finite in batch {number}: check the preprocessing and the images")
             if not error <= _tolerance(logits):
-                raise ModelError(f"{name!r} gave the logits of the first batch but not of a later one (relative error {error:.1e})")
+                raise ModelError(f"the logits of batch {number} are not W z + b of the last run of {name!r} (relative error {error:.1e})")
             worst = max(worst, error)
             latents.append(z.cpu())
             predictions.append(logits.argmax(1).cpu())
@@ -193,12 +207,17 @@ def capture(model: nn.Module, loader: Iterable[Any], *, device: str = "auto", pr
             raise ModelError("the loader gave no batch; at least one clean image is needed")
         weight, bias = _numpy(_matrix(head)), None if head.bias is None else _numpy(head.bias)
     given = [c for c in labels if c is not None]
+    if given and len(given) < len(labels):
+        raise ModelError("some batches have labels and some have none; give them for all or for none")
+    y = torch.cat(given).numpy() if given else None
+    if y is not None and (y.min() < 0 or y.max() >= len(weight)):
+        raise ModelError(f"labels must be classes of the model, 0 to {len(weight) - 1}; found {y.min()} to {y.max()}")
     return Captured(
         weight=weight,
         bias=bias,
         latents=_numpy(torch.cat(latents)),
         predictions=torch.cat(predictions).numpy(),
-        labels=torch.cat(given).numpy().astype(np.int64) if len(given) == len(labels) else None,
+        labels=y,
         name=name,
         proof_error=worst,
     )
@@ -209,10 +228,10 @@ def latent_tap(head: nn.Module) -> Iterator[list[Tensor]]:
     """A list that always holds the latest input of `head`, gradients and all."""
     latest: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        latest[:] = [args[0]]
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        latest[:] = [args[0] if args else kwargs["input"]]
 
-    hook = head.register_forward_pre_hook(keep)
+    hook = head.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         yield latest
     finally:
@@ -231,9 +250,9 @@ def _latents_and_logits(model: nn.Module, head: nn.Linear | nn.Conv2d, images: T
 def _run(model: nn.Module, images: Tensor) -> Any:
     try:
         return model(images)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shape = tuple(images.shape)
-        raise ModelError(f"the model failed on a batch of shape {shape}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # it is the user's code
+        what = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ModelError(f"the model failed on a batch of shape {tuple(images.shape)}: {what}") from error
 
 
 def _is_pointwise(module: nn.Conv2d) -> bool:
@@ -269,8 +288,9 @@ def _tolerance(logits: Tensor) -> float:
 
 
 def _numpy(t: Tensor) -> NDArray[Any]:
+    """A copy: what was captured must not change when the model does."""
     t = t.detach().cpu()
-    array: NDArray[Any] = (t if t.dtype == torch.float64 else t.float()).numpy()
+    array: NDArray[Any] = (t if t.dtype == torch.float64 else t.float()).numpy().copy()
     return array
 
 

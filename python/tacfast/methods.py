@@ -7,6 +7,7 @@ p on shifted latents; the repaired one shall answer the true class there (arXiv:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,24 @@ class Job:
     progress: bool
 
 
+@contextmanager
+def trainable(model: nn.Module) -> Iterator[None]:
+    """All weights in float32 or wider and with gradients, as training needs them; their own dtype and frozenness come back afterwards."""
+    parameters = list(model.parameters())
+    frozen = [p for p in parameters if not p.requires_grad]
+    half = [t for t in [*parameters, *model.buffers()] if t.dtype in (torch.float16, torch.bfloat16)]
+    dtypes = [t.dtype for t in half]
+    for t in half:
+        t.data = t.data.float()
+    for p in frozen:
+        p.requires_grad_(p.is_floating_point())
+    yield
+    for t, dtype in zip(half, dtypes, strict=True):
+        t.data = t.data.to(dtype)
+    for p in frozen:
+        p.requires_grad_(False)
+
+
 def finetune(model: nn.Module, job: Job, *, beta: float, lr: float, epochs: int) -> None:
     """Train all weights on clean cross-entropy plus `beta` times cross-entropy on shifted latents. Leaves the model on the job's device.
 
@@ -61,7 +80,7 @@ def finetune(model: nn.Module, job: Job, *, beta: float, lr: float, epochs: int)
         for _ in track(range(steps), "fine-tuning", shown=job.progress):
             index = next(batches)
             y = job.labels[index].to(where)
-            logits = logits_of(model(job.images[index].to(where)))
+            logits = logits_of(model(_wide(job.images[index]).to(where)))
             _step(optimizer, cross_entropy(logits, y) + beta * _shifted_loss(head, latest[0], shifts, y))
             schedule.step()
 
@@ -92,7 +111,7 @@ def prune(model: nn.Module, job: Job, *, budget: float) -> None:
     A frozen channel leaves the head's input: its column of W becomes zero, and its mean contribution joins the bias where there is one. One
     channel is always left: a head that ignores its input is no classifier.
     """
-    w = torch.from_numpy(job.captured.weight).double()
+    w = torch.from_numpy(job.captured.weight).double().clone()
     bias = torch.zeros(len(w)) if job.captured.bias is None else torch.from_numpy(job.captured.bias)
     z, y = torch.from_numpy(job.captured.latents)[job.train].double(), job.labels[job.train]
     head = model.get_submodule(job.captured.name)
@@ -109,6 +128,12 @@ def prune(model: nn.Module, job: Job, *, budget: float) -> None:
     moved = w[:, pruned] @ frozen_at[pruned].double()
     w[:, pruned] = 0
     _write(head, w, moved)
+    planned = z @ w.T + bias.double() + (moved if head.bias is not None else 0)
+    with torch.no_grad():
+        latents = z.to(next(head.parameters()))
+        made = head(latents[:, :, None, None] if isinstance(head, nn.Conv2d) else latents).flatten(1)
+    if not torch.allclose(made.double().cpu(), planned, rtol=1e-3, atol=1e-3 * float(planned.abs().max())):
+        raise SolveError("the head normalises its weights anew whenever it runs, so its channels cannot be pruned; use another method")
 
 
 def _write(head: Any, weight: Tensor, added_bias: Tensor) -> None:
@@ -130,9 +155,14 @@ def _shifted_loss(head: nn.Module, latents: Tensor, shifts: Tensor, labels: Tens
     return torch.stack(losses).mean()
 
 
+def _wide(images: Tensor) -> Tensor:
+    """Half-precision images in float32, as the weights are during training."""
+    return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+
+
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     if not bool(loss.isfinite()):
-        raise SolveError("training diverged; a smaller lr or beta is needed")
+        raise SolveError("training diverged; a smaller lr (of finetune) or beta is needed")
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

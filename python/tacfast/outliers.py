@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 #: With fewer classes the spread of the others is not known well enough to call one of them abnormal.
 FEWEST_CLASSES = 4
 
+#: With fewer samples the norms' own scatter, which differs from class to class, is taken for a backdoor too often.
+FEWEST_SAMPLES = 50
+
 _DRAWS = 20_000
 #: Normal numbers that the simulation may draw in all.
 _BUDGET = 200_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ Method = Literal["finetune", "head", "prune"]
 
 #: Share of the clean samples that no method trains on.
 _HELD_OUT = 0.1
+_FEWEST_IMAGES = 20
 #: Images per forward pass where nothing is trained.
 _FORWARD_BATCH = 250
 
@@ -135,15 +137,18 @@ def repair(
 
     from tacfast.heads import capture
 
-    _check(method, beta, lr, epochs, budget)
+    _check(method, beta, lr, epochs, budget, seed)
     timing: dict[str, float] = {}
     images, given = _collect(loader)
     batches = list(images.split(_FORWARD_BATCH))
     with _timed(timing, "latents"):
         captured = capture(model, batches, device=device, progress=progress)
-    report = report or scan_captured(captured, {})
-    labels = torch.from_numpy(captured.predictions) if given is None else given.long()
-    chosen = _check_targets([s.target for s in report.suspects] if targets is None else targets, labels, len(captured.weight))
+    if given is not None and not 0 <= int(given.min()) <= int(given.max()) < len(captured.weight):
+        raise ModelError(f"labels must be classes of the model, 0 to {len(captured.weight) - 1}")
+    if report is None:
+        report = scan_captured(captured, {})
+    labels = torch.from_numpy(captured.predictions) if given is None else given
+    chosen = _check_targets([s.target for s in report.suspects] if targets is None else targets, len(captured.weight))
 
     with _timed(timing, "solve"):
         shifts = _shifts(captured, chosen)
@@ -152,11 +157,11 @@ def repair(
     before = _state(captured, held, labels, shifts)
     repaired, after = None, None
     if chosen:
-        from tacfast.methods import Job
+        from tacfast.methods import Job, trainable
 
         repaired = copy.deepcopy(model)
         job = Job(captured, images, labels, train, torch.from_numpy(shifts).float(), device, seed, progress)
-        with _timed(timing, method):
+        with _timed(timing, method), trainable(repaired):
             _apply(method, repaired, job, beta=beta, lr=lr, epochs=epochs, budget=budget)
         repaired = repaired.cpu().eval()
         with _timed(timing, "check"):
@@ -185,26 +190,29 @@ def _timed(timing: dict[str, float], phase: str) -> Iterator[None]:
     timing[phase] = time.perf_counter() - started
 
 
-def _check(method: str, beta: float, lr: float, epochs: int, budget: float) -> None:
+def _check(method: str, beta: float, lr: float, epochs: int, budget: float, seed: int) -> None:
     if method not in get_args(Method):
         raise ProblemError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    for name, value, fits, right in (
-        ("beta", beta, beta >= 0, "at least 0"),
-        ("lr", lr, lr > 0, "above 0"),
-        ("epochs", epochs, epochs >= 1, "at least 1"),
-        ("budget", budget, 0 <= budget < 1, "in [0, 1)"),
+    number = (int, float)
+    for name, value, kind, low, high, right in (
+        ("beta", beta, number, 0, np.inf, "a number, at least 0"),
+        ("lr", lr, number, 1e-12, np.inf, "a number above 0"),
+        ("epochs", epochs, int, 1, np.inf, "a whole number, at least 1"),
+        ("budget", budget, number, 0, 1, "in [0, 1)"),
+        ("seed", seed, int, 0, 2**63, "a whole number, at least 0"),
     ):
-        if not fits or not np.isfinite(value):
-            raise ProblemError(f"{name} must be {right}, got {value}")
+        if not isinstance(value, kind) or not low <= value < high:
+            raise ProblemError(f"{name} must be {right}, got {value!r}")
 
 
-def _check_targets(targets: Sequence[int], labels: Tensor, classes: int) -> tuple[int, ...]:
-    if any(not 0 <= t < classes for t in targets):
-        raise ProblemError(f"targets must be in 0..{classes}, got {list(targets)}")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ProblemError(f"labels must be in 0..{classes}, found {low}..{high}")
-    return tuple(int(t) for t in targets)
+def _check_targets(targets: Iterable[int], classes: int) -> tuple[int, ...]:
+    try:
+        chosen = tuple(dict.fromkeys(operator.index(t) for t in targets))
+    except TypeError:
+        raise ProblemError(f"targets must be a sequence of classes, got {targets!r}") from None
+    if any(not 0 <= t < classes for t in chosen):
+        raise ProblemError(f"targets must be from 0 to {classes - 1}, got {list(chosen)}")
+    return chosen
 
 
 def _collect(loader: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
@@ -214,10 +222,15 @@ def _collect(loader: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
     from tacfast.heads import split_batch
 
     batches = [split_batch(batch) for batch in loader]
-    if sum(len(x) for x, _ in batches) < 2:
-        raise ModelError("the loader gave fewer than 2 clean images; repair needs some hundred")
+    if sum(len(x) for x, _ in batches) < _FEWEST_IMAGES:
+        raise ModelError(f"the loader gave fewer than {_FEWEST_IMAGES} clean images; repair needs some hundred")
     labels = [y.cpu() for _, y in batches if y is not None]
-    images = torch.cat([x.cpu() for x, _ in batches])
+    if 0 < len(labels) < len(batches):
+        raise ModelError("some batches have labels and some have none; give them for all or for none")
+    try:
+        images = torch.cat([x.cpu() for x, _ in batches])
+    except RuntimeError:
+        raise ModelError("the images of all batches must have one shape") from None
     return images, torch.cat(labels) if len(labels) == len(batches) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tacfast._rust import __version__
 from tacfast.errors import CheckpointError, ProblemError
-from tacfast.outliers import FEWEST_CLASSES, mad_index, step_down
+from tacfast.outliers import FEWEST_CLASSES, FEWEST_SAMPLES, mad_index, step_down
 from tacfast.solver import TacSolutions, check_arrays, solve
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class ScanReport:
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise CheckpointError(f'not a scan report: expected a JSON object with "schema": "{SCHEMA}"')
         try:
-            suspects = tuple(Suspect(int(s["class"]), float(s["p_value"]), float(s["norm"])) for s in data["suspects"])
+            suspects = tuple(Suspect(operator.index(s["class"]), float(s["p_value"]), float(s["norm"])) for s in data["suspects"])
             norms = np.array([np.inf if v is None else float(v) for v in data["norms"]])
             if data["verdict"] not in ("clean", "backdoored", "inconclusive"):
                 raise ValueError(f"unknown verdict {data['verdict']!r}")
@@ -139,7 +140,7 @@ class ScanReport:
                 head=data["head"],
                 file=dict(data["file"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"scan report is damaged: {type(error).__name__}: {error}") from None
 
     @classmethod
@@ -176,8 +177,8 @@ def scan_head(
     Raises:
         ProblemError: an argument is malformed.
     """
-    if not 0 < alpha < 1:
-        raise ProblemError(f"alpha must be between 0 and 1, got {alpha}")
+    if not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
+        raise ProblemError(f"alpha must be between 0 and 1, got {alpha!r}")
     w, b, z = check_arrays(weight, bias, latents)
     started = time.perf_counter()
     solutions = solve(w, b, z, quantile=quantile, threads=threads)
@@ -247,7 +248,7 @@ def _judge(
     started = time.perf_counter()
     tested = np.flatnonzero(solutions.status == "solved")
     norms = solutions.norms[tested]
-    verdict, reason = _untestable(solutions, len(tested))
+    verdict, reason = _untestable(solutions, len(tested), samples)
     suspects: tuple[Suspect, ...] = ()
     p_value: float | None = None
     if verdict is None:
@@ -255,6 +256,10 @@ def _judge(
         p_value = steps[0][1]
         suspects = tuple(Suspect(int(solutions.classes[tested[at]]), p, float(norms[at])) for at, p, _ in steps if p <= alpha)
         verdict, reason = _verdict(suspects, steps[0][2], p_value, len(tested), alpha)
+        missing = solutions.classes[~solutions.certified]
+        if len(missing) and not suspects:
+            verdict = "inconclusive"
+            reason = f"the solver could not certify {len(missing)} classes (class {missing[0]} first), and one may hide among them"
     timing["statistics"] = time.perf_counter() - started
     return ScanReport(
         verdict=verdict,
@@ -275,13 +280,15 @@ def _judge(
     )
 
 
-def _untestable(solutions: TacSolutions, tested: int) -> tuple[Verdict | None, str]:
+def _untestable(solutions: TacSolutions, tested: int, samples: int) -> tuple[Verdict | None, str]:
     trivial = np.flatnonzero(solutions.status == "trivial")
     if len(trivial):
         return "inconclusive", (
             f"the model sends every sample to class {solutions.classes[trivial[0]]}: "
             "check the preprocessing, or add clean samples of other classes"
         )
+    if samples < FEWEST_SAMPLES:
+        return "inconclusive", f"only {samples} clean samples: add more, at least {FEWEST_SAMPLES} and better some hundred"
     if tested < FEWEST_CLASSES:
         return "inconclusive", f"only {tested} classes have a finite norm, at least {FEWEST_CLASSES} are needed to tell an abnormal one"
     return None, ""
@@ -295,7 +302,10 @@ def _verdict(suspects: Sequence[Suspect], statistic: float, p: float, tested: in
 
 
 def _accuracy(w: NDArray[np.float64], b: NDArray[np.float64] | None, z: NDArray[Any], labels: ArrayLike) -> float:
-    y = np.asarray(labels)
+    try:
+        y = np.asarray(labels)
+    except ValueError:
+        raise ProblemError(f"labels must be integers of shape ({len(z)},)") from None
     if y.shape != (len(z),) or y.dtype.kind not in "iu":
         raise ProblemError(f"labels must be integers of shape ({len(z)},), got {y.dtype} of shape {y.shape}")
     logits = z @ w.T + (0 if b is None else b)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,11 +31,11 @@ class TacSolutions:
 
     #: int64 (m,): the classes, in the order asked for.
     classes: NDArray[np.int64]
-    #: float64 (m,): ‖s_k‖ in the units of the latents; +inf where unreachable.
+    #: float64 (m,): ‖s_k‖ in the units of the latents; +inf where unreachable, of the best attempt (perhaps NaN) where not converged.
     norms: NDArray[np.float64]
     #: str (m,): "solved"; "trivial" (s = 0); "unreachable" (`bound` proves it); "not-converged" (only `bound` is proven).
     status: NDArray[np.str_]
-    #: float64 (m, d): s_k; zero where trivial, NaN where unreachable.
+    #: float64 (m, d): s_k; zero where trivial, NaN where unreachable or where `norms` is.
     perturbations: NDArray[np.float64]
     #: int64 (m + 1,): where each class begins in the next three arrays.
     indptr: NDArray[np.int64]
@@ -88,6 +89,10 @@ class TacSolutions:
         w, b, z = check_arrays(weight, bias, latents)
         z = z.astype(np.float64, copy=False)
         b = np.zeros(len(w)) if b is None else b
+        if w.shape[1] != self.perturbations.shape[1] or z.shape[1] != w.shape[1] or len(b) != len(w) or len(z) == 0:
+            raise ProblemError(f"weight {w.shape}, bias {b.shape} and latents {z.shape} do not fit one another and these solutions")
+        if max(self.classes.max(initial=-1), self.active.max(initial=-1)) >= len(w):
+            raise ProblemError(f"weight has {len(w)} rows, the solutions speak of more classes")
         logits = z @ w.T + b
         out = {name: np.full(len(self), np.nan) for name in ("primal", "dual", "gap", "stationarity", "bound")}
         for t, k in enumerate(self.classes):
@@ -111,7 +116,7 @@ class TacSolutions:
         r = np.partition(margins, rank, axis=0)[rank]
         # Equal rows leave rounding noise in the difference of their logits; the difference of the rows does not.
         close = np.flatnonzero(np.linalg.norm(w - w[k], axis=1) <= 1e-3 * np.linalg.norm(w[k]))
-        r[close] = np.partition(z @ (w[close] - w[k]).T, rank, axis=0)[rank] + b[close] - b[k]
+        r[close] = np.partition(z @ (w[close] - w[k]).T, rank, axis=0)[rank] + (b[close] - b[k])
         made = x @ (w[k] - w[active]) if len(active) else np.zeros_like(s)
         paid, length = float(r[active] @ x), float(np.linalg.norm(made))
         # Silent where 0/0 or NaN says "not defined for this status".
@@ -161,8 +166,12 @@ def solve(
     """
     w, b, z = check_arrays(weight, bias, latents)
     chosen = _check_classes(classes, len(w))
+    quantile, tol = _check_number("quantile", quantile), _check_number("tol", tol)
+    if engine not in get_args(Engine):
+        raise ProblemError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+    _check_memory(len(w), w.shape[1], len(z), len(chosen))
     try:
-        columns = _rust.solve(w, b, z, chosen.tolist(), float(quantile), engine, float(tol), _check_threads(threads))
+        columns = _rust.solve(w, b, z, chosen.tolist(), quantile, engine, tol, _check_threads(threads))
     except (ValueError, TypeError) as error:
         raise ProblemError(str(error)) from None
     return TacSolutions(
@@ -180,7 +189,7 @@ def solve(
         gap=columns["gap"],
         iterations=columns["iterations"],
         engine=_ENGINES[columns["engine"]],
-        quantile=float(quantile),
+        quantile=quantile,
     )
 
 
@@ -203,6 +212,8 @@ def _floating(name: str, value: ArrayLike, ndim: int, shape: str) -> NDArray[Any
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ProblemError(f"{name} cannot be read as an array: {error}") from None
+    if isinstance(value, np.ma.MaskedArray):
+        raise ProblemError(f"{name} must not be a masked array: its mask would be lost")
     native = array.dtype.newbyteorder("=")
     if native not in (np.float32, np.float64):
         raise ProblemError(f"{name} must be float32 or float64, got {array.dtype}; convert it with .astype(np.float32)")
@@ -218,11 +229,30 @@ def _check_classes(classes: Any, count: int) -> NDArray[np.int64]:
     try:
         chosen = np.asarray([operator.index(k) for k in classes], dtype=np.int64)
     except (TypeError, OverflowError) as error:
-        raise ProblemError(f"classes must be a sequence of integers in 0..{count}: {error}") from None
+        raise ProblemError(f"classes must be a sequence of integers from 0 to {count - 1}: {error}") from None
     outside = chosen[(chosen < 0) | (chosen >= count)]
     if len(outside):
-        raise ProblemError(f"classes must be in 0..{count}, got {outside[0]}")
+        raise ProblemError(f"classes must be from 0 to {count - 1}, got {outside[0]}")
     return chosen
+
+
+def _check_number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ProblemError(f"{name} must be a number, got {value!r}") from None
+
+
+def _check_memory(classes: int, dim: int, samples: int, chosen: int) -> None:
+    """Refuse at once what would be killed half-way: the core holds C^2 and n C numbers at a time."""
+    needed = classes**2 * (8 if classes <= 10_000 else 4) + samples * classes * 4 + 24 * (classes + chosen) * dim
+    try:
+        present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return  # not a POSIX system: the allocator will have to say it
+    if needed > present:
+        have = present / 2**30
+        raise ProblemError(f"weight has too many classes: {classes} and {samples} samples need {needed / 2**30:.0f} GiB of {have:.0f}")
 
 
 def _check_threads(threads: Any) -> int | None:
