@@ -1,4 +1,4 @@
-//! The project's engine: a dual active-set method on a small Gram matrix. May use: factor, working_set's view of the problem.
+//! The project's engine: a dual active-set method on a small Gram matrix. May use: factor, margins' dot, working_set's view of the problem.
 //!
 //! Maximises r^T x - x^T G x / 2 over x >= 0 where G may be singular. The set P of positive multipliers grows by the most violated
 //! constraint; when the equality solution on P leaves the orthant, the step stops at its border and the blocking multiplier is dropped
@@ -6,11 +6,14 @@
 //! blocks that ray, or the ray itself is Farkas' proof that no shift satisfies the constraints (Goldfarb & Idnani 1983, sec. 3).
 
 use crate::factor::Factor;
+use crate::margins::dot;
 use crate::working_set::{Ended, WorkingSet};
 
 /// A new row whose squared distance from the span of the others is below this share of its square counts as dependent: what is left of
 /// float64 after the Gram matrix has squared the condition number.
 const DEPENDENT: f64 = 1e-11;
+/// The same for vectors themselves, as a share of their length.
+const DEPENDENT_VECTOR: f64 = 1e-12;
 
 /// State that outlives one solve, so that the next round of the same class starts where this one ended.
 #[derive(Default)]
@@ -19,17 +22,24 @@ pub struct ActiveSet {
     passive: Vec<usize>,
     x: Vec<f64>,
     factor: Factor,
+    /// Factor the constraints' vectors rather than their Gram matrix: slower, for classes that the fast way cannot certify.
+    careful: bool,
     blocked: Vec<bool>,
     row: Vec<f64>,
     pub iterations: usize,
 }
 
 impl ActiveSet {
-    pub fn reset(&mut self) {
+    pub fn reset(&mut self, careful: bool) {
+        self.careful = careful;
         self.passive.clear();
         self.x.clear();
         self.factor.clear();
         self.iterations = 0;
+    }
+
+    pub fn careful(&self) -> bool {
+        self.careful
     }
 
     /// The positive multipliers, as (positions, values).
@@ -71,35 +81,49 @@ impl ActiveSet {
         Ended::Stalled
     }
 
+    /// The shortest shift that meets the constraints of P with equality; only where vectors are factored.
+    pub fn shift(&self, ws: &WorkingSet, dim: usize) -> Option<Vec<f64>> {
+        let r: Vec<f64> = self.passive.iter().map(|&p| ws.r[p]).collect();
+        self.careful.then(|| self.factor.shortest(&r, dim))
+    }
+
     fn most_violated(&self, ws: &WorkingSet) -> Option<(usize, f64)> {
+        let shift = self.shift(ws, ws.vectors.first().map_or(0, Vec::len));
+        let covered = |c: usize| match &shift {
+            Some(s) => dot(&ws.vectors[c], s),
+            None => {
+                let g = ws.gram_row(c);
+                self.passive.iter().zip(&self.x).map(|(&p, x)| g[p] * x).sum()
+            }
+        };
         (0..ws.len())
             .filter(|c| !self.blocked[*c] && !self.passive.contains(c))
-            .map(|c| {
-                let g = ws.gram_row(c);
-                let covered: f64 = self.passive.iter().zip(&self.x).map(|(&p, x)| g[p] * x).sum();
-                (c, ws.r[c] - covered)
-            })
+            .map(|c| (c, ws.r[c] - covered(c)))
             .max_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    fn push(&mut self, ws: &WorkingSet, c: usize) -> bool {
+        if self.careful {
+            return self.factor.push_vector(&ws.vectors[c], DEPENDENT_VECTOR);
+        }
+        let g = ws.gram_row(c);
+        self.row.clear();
+        self.row.extend(self.passive.iter().map(|&p| g[p]));
+        self.row.push(g[c]);
+        self.factor.push(&self.row, DEPENDENT)
     }
 
     /// Takes `c` into P, first walking along null vectors of G while c depends on P.
     fn admit(&mut self, ws: &WorkingSet, c: usize) -> Admitted {
-        let g = ws.gram_row(c);
         let mut along = 0.0;
         loop {
-            self.row.clear();
-            self.row.extend(self.passive.iter().map(|&p| g[p]));
-            self.row.push(g[c]);
-            if self.factor.push(&self.row, DEPENDENT) {
+            if self.push(ws, c) {
                 self.passive.push(c);
                 self.x.push(along);
                 return Admitted::Yes;
             }
-            // Null vector (u, 1): G_PP u = -G_Pc.
-            self.row.pop();
-            self.row.iter_mut().for_each(|v| *v = -*v);
-            self.factor.solve(&mut self.row);
-            let u = &self.row;
+            // Null vector (u, 1): the constraint of c is -u times those of P.
+            let u = &self.factor.dependence();
             let block = (0..u.len())
                 .filter(|&i| u[i] < -1e-10)
                 .map(|i| (i, self.x[i] / -u[i]))

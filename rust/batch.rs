@@ -112,12 +112,13 @@ impl Block<'_, '_> {
             .enumerate()
             .map(|(t, &k)| Class::new(self.gram, &peaks, t, k))
             .collect();
-        let mut solutions = self.run(&mut classes, self.settings.engine, kernel);
-        if self.settings.engine == Engine::Auto {
-            for (solution, class) in solutions.iter_mut().zip(&mut classes) {
+        let (first, then) = stages(self.settings.engine);
+        let mut solutions = self.run(&mut classes, first, false, kernel);
+        for (solution, class) in solutions.iter_mut().zip(&mut classes) {
+            for &engine in then {
                 if solution.status == Status::NotConverged {
-                    let second = self.run(std::slice::from_mut(class), Engine::Clarabel, kernel);
-                    *solution = better(solution, second.into_iter().next());
+                    let next = self.run(std::slice::from_mut(class), engine, true, kernel);
+                    *solution = better(solution, next.into_iter().next());
                 }
             }
         }
@@ -125,13 +126,13 @@ impl Block<'_, '_> {
     }
 
     /// One engine on some classes; W s of all of them is one GEMM.
-    fn run(&self, classes: &mut [Class], engine: Engine, kernel: &mut ActiveSet) -> Vec<Solution> {
+    fn run(&self, classes: &mut [Class], engine: Engine, careful: bool, kernel: &mut ActiveSet) -> Vec<Solution> {
         let (c, d) = (self.problem.classes, self.problem.dim);
         let answers: Vec<Refined> = classes
             .iter_mut()
             .map(|class| {
-                let attempt = class.attempt(engine, kernel, self.cancel);
-                refine(class, attempt)
+                let attempt = class.attempt(engine, careful, kernel, self.cancel);
+                refine(class, attempt, careful)
             })
             .collect();
         let mut shifts = Vec::with_capacity(classes.len() * d);
@@ -185,8 +186,18 @@ impl Block<'_, '_> {
             dual,
             gap,
             iterations: answer.iterations,
-            engine: if engine == Engine::Auto { Engine::ActiveSet } else { engine },
+            engine,
         }
+    }
+}
+
+/// The engine that takes every class, and those that then take, with care, what its certificate does not cover.
+fn stages(engine: Engine) -> (Engine, &'static [Engine]) {
+    match engine {
+        Engine::Auto => (Engine::ActiveSet, &[Engine::ActiveSet, Engine::Clarabel]),
+        Engine::ActiveSet => (Engine::ActiveSet, &[Engine::ActiveSet]),
+        Engine::Clarabel => (Engine::Clarabel, &[Engine::Clarabel]),
+        Engine::ClarabelFull => (Engine::ClarabelFull, &[Engine::ClarabelFull]),
     }
 }
 

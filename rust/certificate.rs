@@ -8,6 +8,8 @@ use crate::working_set::{Attempt, Class, Ended, unit_rows};
 
 /// Rows that depend on rows with larger multipliers are left out of the basis that refinement corrects.
 const DEPENDENT: f64 = 1e-11;
+/// The same where vectors are factored, as a share of their length.
+const DEPENDENT_VECTOR: f64 = 1e-12;
 /// Refinement gains several digits a step; more steps than this gain nothing.
 const STEPS: usize = 6;
 
@@ -16,8 +18,10 @@ pub struct Refined {
     pub farkas: bool,
     pub active: Vec<usize>,
     pub multipliers: Vec<f64>,
-    /// sum of multipliers times a_j: the shift, or what is left of it for a Farkas ray.
+    /// The shift, or what is left of it for a Farkas ray.
     pub shift: Vec<f64>,
+    /// sum of multipliers times a_j, which the shift must equal.
+    pub made: Vec<f64>,
     pub iterations: usize,
 }
 
@@ -25,24 +29,28 @@ pub struct Refined {
 pub struct Certificate {
     /// max_j (r_j - a_j^T s)_+ / max_j |r_j|
     pub primal: f64,
-    /// Largest negative multiplier over the largest; for a Farkas ray |sum of x_j a_j| / sum of x_j |a_j|.
+    /// The larger of the largest negative multiplier over the largest, and |s - sum of x_j a_j| over |s|; for a Farkas ray |sum of x_j a_j| / sum of x_j |a_j|.
     pub dual: f64,
     /// | |s|^2 - r^T x | / |s|^2
     pub gap: f64,
 }
 
-/// Solves the equalities of the support again, in float64 and against W, not M: iterative refinement.
-pub fn refine(class: &Class, attempt: Attempt) -> Refined {
+/// Solves the equalities of the support again, in float64 and against W, not M: iterative refinement. A `careful` one also refines the shift by
+/// itself: where multipliers are huge and cancel, their sum keeps fewer digits than the shift has.
+pub fn refine(class: &Class, attempt: Attempt, careful: bool) -> Refined {
     let farkas = attempt.ended == Ended::Infeasible;
     let mut support = Support::new(class, &attempt);
-    support.refine(farkas);
+    let (basis, factor) = support.basis(careful);
+    support.refine(&basis, &factor, farkas);
+    let polished = (careful && !farkas).then(|| support.polished(&basis, &factor));
     let (active, multipliers) = support.denormalised(class);
-    let shift = class.combine(&active, &multipliers);
+    let made = class.combine(&active, &multipliers);
     Refined {
         farkas,
         active,
         multipliers,
-        shift,
+        shift: polished.unwrap_or_else(|| made.clone()),
+        made,
         iterations: attempt.iterations,
     }
 }
@@ -82,20 +90,37 @@ impl Support {
     }
 
     /// A maximal independent part, largest multipliers first, with its factor.
-    fn basis(&self) -> (Vec<usize>, Factor) {
+    fn basis(&self, careful: bool) -> (Vec<usize>, Factor) {
         let (mut basis, mut factor) = (Vec::new(), Factor::default());
-        for i in 0..self.rows.len() {
-            let mut g: Vec<f64> = basis.iter().map(|&b: &usize| dot(&self.rows[i], &self.rows[b])).collect();
-            g.push(dot(&self.rows[i], &self.rows[i]));
-            if g[basis.len()] > 0.0 && factor.push(&g, DEPENDENT) {
+        for (i, row) in self.rows.iter().enumerate() {
+            let square = dot(row, row);
+            let taken = square > 0.0
+                && if careful {
+                    factor.push_vector(row, DEPENDENT_VECTOR)
+                } else {
+                    let mut g: Vec<f64> = basis.iter().map(|&b: &usize| dot(row, &self.rows[b])).collect();
+                    g.push(square);
+                    factor.push(&g, DEPENDENT)
+                };
+            if taken {
                 basis.push(i);
             }
         }
         (basis, factor)
     }
 
-    fn refine(&mut self, farkas: bool) {
-        let (basis, factor) = self.basis();
+    /// The shift, corrected until it meets the constraints of the basis to working precision.
+    fn polished(&self, basis: &[usize], factor: &Factor) -> Vec<f64> {
+        let mut s = self.shift();
+        for _ in 0..3 {
+            let residual: Vec<f64> = basis.iter().map(|&i| self.r[i] - dot(&self.rows[i], &s)).collect();
+            let step = factor.shortest(&residual, s.len());
+            s.iter_mut().zip(step).for_each(|(s, d)| *s += d);
+        }
+        s
+    }
+
+    fn refine(&mut self, basis: &[usize], factor: &Factor, farkas: bool) {
         let mut last = f64::INFINITY;
         for _ in 0..STEPS {
             let s = self.shift();
@@ -145,6 +170,7 @@ pub fn certify(class: &Class, answer: &Refined, pushed: &[f64]) -> Certificate {
     }
     let largest = answer.multipliers.iter().copied().fold(0.0, f64::max);
     let least = answer.multipliers.iter().copied().fold(0.0, f64::min);
+    let apart: f64 = answer.shift.iter().zip(&answer.made).map(|(a, b)| (a - b) * (a - b)).sum();
     let ratio = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a / b };
     if answer.farkas {
         let total: f64 = answer
@@ -161,7 +187,7 @@ pub fn certify(class: &Class, answer: &Refined, pushed: &[f64]) -> Certificate {
     }
     Certificate {
         primal: ratio(worst, scale),
-        dual: ratio(-least, largest),
+        dual: ratio(-least, largest).max(ratio(apart.sqrt(), square.sqrt())),
         gap: ratio((square - paid).abs(), square),
     }
 }
@@ -179,7 +205,7 @@ pub fn bound(problem: &Problem, class: &Class, answer: &Refined) -> f64 {
         doubt += x * gamma * (class.lengths[j] * problem.longest_latent + offset);
         total += x * class.lengths[j];
     }
-    let length = dot(&answer.shift, &answer.shift).sqrt() + gamma * total;
+    let length = dot(&answer.made, &answer.made).sqrt() + gamma * total;
     let proven = (paid - doubt).max(0.0);
     if proven == 0.0 { 0.0 } else { proven / length }
 }

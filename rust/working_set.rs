@@ -54,9 +54,19 @@ pub struct WorkingSet {
     pub members: Vec<usize>,
     pub r: Vec<f64>,
     g: Vec<Vec<f64>>,
+    /// a_j / |a_j|, where the engine asks for them.
+    pub vectors: Vec<Vec<f64>>,
+    with_vectors: bool,
 }
 
 impl WorkingSet {
+    fn new(with_vectors: bool) -> Self {
+        WorkingSet {
+            with_vectors,
+            ..WorkingSet::default()
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.members.len()
     }
@@ -77,11 +87,17 @@ impl WorkingSet {
         self.g.push(row);
         self.members.push(j);
         self.r.push(class.r[j] / lengths[j]);
+        if self.with_vectors {
+            self.vectors.extend(unit_rows(class, &[j]));
+        }
     }
 
     /// Keeps the members at `positions`, in that order.
     fn compact(&mut self, positions: &[usize]) {
         self.members = positions.iter().map(|&p| self.members[p]).collect();
+        if self.with_vectors {
+            self.vectors = positions.iter().map(|&p| self.vectors[p].clone()).collect();
+        }
         self.r = positions.iter().map(|&p| self.r[p]).collect();
         self.g = positions
             .iter()
@@ -154,7 +170,8 @@ impl<'a, 'p> Class<'a, 'p> {
     }
 
     /// Solves with the given engine; `kernel` is the active set's workspace, reused from class to class.
-    pub fn attempt(&mut self, engine: Engine, kernel: &mut ActiveSet, cancel: &Arc<AtomicBool>) -> Attempt {
+    /// `careful` makes it factor vectors rather than their Gram matrix.
+    pub fn attempt(&mut self, engine: Engine, careful: bool, kernel: &mut ActiveSet, cancel: &Arc<AtomicBool>) -> Attempt {
         if let Some(j) = self.contradiction() {
             return Attempt {
                 ended: Ended::Infeasible,
@@ -164,7 +181,7 @@ impl<'a, 'p> Class<'a, 'p> {
             };
         }
         match engine {
-            Engine::Auto | Engine::ActiveSet => self.generate(&mut Kernel::active_set(kernel), cancel),
+            Engine::Auto | Engine::ActiveSet => self.generate(&mut Kernel::active_set(kernel, careful), cancel),
             Engine::Clarabel => self.generate(&mut Kernel::Clarabel(Vec::new(), Vec::new(), 0), cancel),
             Engine::ClarabelFull => {
                 let rivals: Vec<usize> = self.rivals().collect();
@@ -180,13 +197,16 @@ impl<'a, 'p> Class<'a, 'p> {
 
     /// Constraint generation: violated constraints are made exact, and join if they are still violated then.
     fn generate(&mut self, kernel: &mut Kernel, cancel: &Arc<AtomicBool>) -> Attempt {
-        let mut ws = WorkingSet::default();
+        let mut ws = WorkingSet::new(kernel.wants_vectors());
         let mut prices = Vec::new();
         for _ in 0..ROUNDS {
             let (active, multipliers) = kernel.multipliers(self, &ws);
             self.price(&active, &multipliers, &mut prices);
             let tolerance = VIOLATED * self.distance(&active, &multipliers);
-            let joining = self.joining(&prices, tolerance, &ws.members, &self.combine(&active, &multipliers));
+            let shift = kernel
+                .shift(&ws, self.gram.dim())
+                .unwrap_or_else(|| self.combine(&active, &multipliers));
+            let joining = self.joining(&prices, tolerance, &ws.members, &shift);
             if joining.is_empty() {
                 return kernel.report(self, &ws, Ended::Optimal);
             }
@@ -240,9 +260,21 @@ enum Kernel<'a> {
 }
 
 impl<'a> Kernel<'a> {
-    fn active_set(kernel: &'a mut ActiveSet) -> Self {
-        kernel.reset();
+    fn active_set(kernel: &'a mut ActiveSet, careful: bool) -> Self {
+        kernel.reset(careful);
         Kernel::ActiveSet(kernel)
+    }
+
+    fn wants_vectors(&self) -> bool {
+        matches!(self, Kernel::ActiveSet(kernel) if kernel.careful())
+    }
+
+    /// The shift itself, where the engine has it more exactly than its multipliers tell.
+    fn shift(&self, ws: &WorkingSet, dim: usize) -> Option<Vec<f64>> {
+        match self {
+            Kernel::ActiveSet(kernel) => kernel.shift(ws, dim),
+            Kernel::Clarabel(..) => None,
+        }
     }
 
     fn solve(&mut self, class: &Class, ws: &WorkingSet, tolerance: f64, cancel: &Arc<AtomicBool>) -> Ended {

@@ -143,3 +143,13 @@ def test_near_duplicate_rows_are_exact(rng: np.random.Generator) -> None:
         solutions = tacfast.solve(w, None, z)
         check(solutions)
         assert solutions.norms[0] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("noise", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_nearly_collinear_and_low_rank_rows(noise: float, rng: np.random.Generator) -> None:
+    """The Gram matrix squares their condition number, to 1e8 and beyond: the kernel must then factor the rows themselves."""
+    for _ in range(20):
+        z = rng.normal(size=(50, 8))
+        check(tacfast.solve(np.outer(np.arange(1, 9.0), rng.normal(size=8)) + noise * rng.normal(size=(8, 8)), None, z))
+        low = rng.normal(size=(12, 2)) @ rng.normal(size=(2, 8)) + noise * rng.normal(size=(12, 8))
+        check(tacfast.solve(low, None, z))
