@@ -15,6 +15,7 @@
 //!
 //! * [`problem`]: head, latents, settings, input checks, errors.
 //! * `max_plus`: the kernel whose cost is \\(nC^2\\), in the machine's widest registers.
+//! * `order`: selection of an order statistic, for quantiles below 1.
 //! * `margins`: logits and their collapse to \\(r\\).
 //! * `gram`: the shared \\(M=WW^\top\\), and differences of rows where it loses digits.
 //! * `factor`: an up- and down-dated Cholesky factor.
@@ -34,6 +35,7 @@ mod gram;
 mod interior;
 mod margins;
 mod max_plus;
+mod order;
 mod working_set;
 
 #[cfg(feature = "python")]

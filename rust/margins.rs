@@ -1,5 +1,5 @@
 //! From latents to margins: for a class k and a rival j the one number that the QP needs, r_kj = max_i (l_ij - l_ik), or a lower order
-//! statistic of it. May use: problem, max_plus.
+//! statistic of it. May use: problem, max_plus, order.
 //!
 //! All margins are first taken in float32, which gives an upper bound on each: its error has a bound of its own. Few of them ever matter to
 //! the QP; those are computed again in float64, from the differences of the rows, at every sample that the float32 margins leave in doubt.
@@ -10,6 +10,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::max_plus::{LANES, Lane, TILE, max_plus};
+use crate::order::{Scratch, mth_largest};
 use crate::problem::{Problem, ProblemError};
 
 /// Samples per block: a panel of a block stays in the first-level cache, and the block of a maximum is soon searched.
@@ -116,15 +117,41 @@ pub struct Peaks<'a, 'p> {
     logits: &'a Logits,
     problem: &'a Problem<'p>,
     targets: &'a [usize],
-    quantile: f64,
-    /// `[tile][panel][block][target in tile]`: the largest margin within the block.
+    /// Position of the order statistic, in increasing order.
+    rank: usize,
+    /// `[tile][panel][block][target in tile]`: the largest margin within the block. Empty where the rank is not the last.
     data: Vec<Lane>,
+    /// `[target][panel]`: the order statistic itself. Empty where the rank is the last: then it is the largest of `data`.
+    ranked: Vec<Lane>,
 }
 
 impl<'a, 'p> Peaks<'a, 'p> {
     pub fn new(logits: &'a Logits, problem: &'a Problem<'p>, targets: &'a [usize], quantile: f64) -> Self {
+        let rank = rank(logits.samples, quantile);
+        let mut peaks = Peaks {
+            logits,
+            problem,
+            targets,
+            rank,
+            data: Vec::new(),
+            ranked: Vec::new(),
+        };
+        if peaks.is_max() {
+            peaks.fill_maxima();
+        } else {
+            peaks.fill_ranked();
+        }
+        peaks
+    }
+
+    fn is_max(&self) -> bool {
+        self.rank + 1 == self.logits.samples
+    }
+
+    fn fill_maxima(&mut self) {
+        let (logits, targets) = (self.logits, self.targets);
         let (blocks, panels) = (logits.blocks(), logits.panels);
-        let mut data = vec![[f32::NEG_INFINITY; LANES]; targets.len().div_ceil(TILE) * panels * blocks * TILE];
+        self.data = vec![[f32::NEG_INFINITY; LANES]; targets.len().div_ceil(TILE) * panels * blocks * TILE];
         let mut keys = vec![[0.0; TILE]; BLOCK];
         for block in 0..blocks {
             for (tile, group) in targets.chunks(TILE).enumerate() {
@@ -138,17 +165,28 @@ impl<'a, 'p> Peaks<'a, 'p> {
                 for panel in 0..panels {
                     let values = logits.panel(block, panel);
                     let start = ((tile * panels + panel) * blocks + block) * TILE;
-                    let out = (&mut data[start..start + TILE]).try_into().expect("a tile");
+                    let out = (&mut self.data[start..start + TILE]).try_into().expect("a tile");
                     max_plus(&keys[..values.len()], values, out);
                 }
             }
         }
-        Peaks {
-            logits,
-            problem,
-            targets,
-            quantile,
-            data,
+    }
+
+    fn fill_ranked(&mut self) {
+        let logits = self.logits;
+        let (m, mut scratch) = (logits.samples - self.rank, Scratch::default());
+        for &k in self.targets {
+            let own: Vec<f32> = (0..logits.blocks())
+                .flat_map(|block| logits.panel(block, k / LANES).iter().map(|v| v[k % LANES]))
+                .collect();
+            for panel in 0..logits.panels {
+                let blocks: Vec<(&[f32], &[Lane])> = own
+                    .chunks(BLOCK)
+                    .enumerate()
+                    .map(|(block, keys)| (keys, logits.panel(block, panel)))
+                    .collect();
+                self.ranked.push(mth_largest(&blocks, m, &mut scratch));
+            }
         }
     }
 
@@ -162,25 +200,32 @@ impl<'a, 'p> Peaks<'a, 'p> {
     /// Upper bounds on the margins of all rivals, for the t-th target; -inf at the target itself.
     pub fn upper_bounds(&self, t: usize) -> Vec<f64> {
         let (k, bias) = (self.targets[t], &self.problem.bias);
-        let mut tops = vec![f32::NEG_INFINITY; self.logits.panels * LANES];
-        let blocks = self.logits.blocks();
-        for (panel, top) in tops.chunks_exact_mut(LANES).enumerate() {
-            let start = ((t / TILE * self.logits.panels + panel) * blocks) * TILE + t % TILE;
-            for block in 0..blocks {
-                for (a, b) in top.iter_mut().zip(&self.data[start + block * TILE]) {
-                    *a = if *b > *a { *b } else { *a };
-                }
-            }
-        }
+        let tops: Vec<Lane> = (0..self.logits.panels).map(|panel| self.top(t, panel)).collect();
         (0..bias.len())
             .map(|j| {
                 if j == k {
                     f64::NEG_INFINITY
                 } else {
-                    f64::from(tops[j]) + self.doubt(k, j) + (bias[j] - bias[k])
+                    f64::from(tops[j / LANES][j % LANES]) + self.doubt(k, j) + (bias[j] - bias[k])
                 }
             })
             .collect()
+    }
+
+    /// Float32 margins of a panel of rivals, for the t-th target.
+    fn top(&self, t: usize, panel: usize) -> Lane {
+        if !self.is_max() {
+            return self.ranked[t * self.logits.panels + panel];
+        }
+        let blocks = self.logits.blocks();
+        let start = ((t / TILE * self.logits.panels + panel) * blocks) * TILE + t % TILE;
+        let mut top = [f32::NEG_INFINITY; LANES];
+        for block in 0..blocks {
+            for (a, b) in top.iter_mut().zip(&self.data[start + block * TILE]) {
+                *a = if *b > *a { *b } else { *a };
+            }
+        }
+        top
     }
 
     /// Bound on the error of a float32 margin.
@@ -195,16 +240,16 @@ impl<'a, 'p> Peaks<'a, 'p> {
         if self.problem.row(k) == self.problem.row(j) {
             return (offset, 0);
         }
-        let (margin, sample) = if self.quantile < 1.0 {
-            self.exact_rank(k, j)
+        let near = self.top(t, j / LANES)[j % LANES];
+        let (margin, sample) = if self.is_max() {
+            self.exact_max(t, k, j, near)
         } else {
-            self.exact_max(t, k, j)
+            self.exact_rank(k, j, near)
         };
         (margin + offset, sample)
     }
 
-    fn exact_max(&self, t: usize, k: usize, j: usize) -> (f64, usize) {
-        let top = self.of(t, j).fold(f32::NEG_INFINITY, f32::max);
+    fn exact_max(&self, t: usize, k: usize, j: usize, top: f32) -> (f64, usize) {
         let floor = (f64::from(top) - 2.0 * self.doubt(k, j)) as f32;
         let floor = floor.next_down();
         let mut best = (f64::NEG_INFINITY, 0);
@@ -225,10 +270,8 @@ impl<'a, 'p> Peaks<'a, 'p> {
         best
     }
 
-    fn exact_rank(&self, k: usize, j: usize) -> (f64, usize) {
+    fn exact_rank(&self, k: usize, j: usize, near: f32) -> (f64, usize) {
         let margins: Vec<f32> = (0..self.logits.blocks()).flat_map(|b| self.logits.margins(b, k, j)).collect();
-        let at = rank(margins.len(), self.quantile);
-        let near = *margins.clone().select_nth_unstable_by(at, f32::total_cmp).1;
         let doubt = 2.0 * self.doubt(k, j);
         let (low, high) = (f64::from(near) - doubt, f64::from(near) + doubt);
         // What is surely below keeps its place; only those in doubt must be put in order exactly.
@@ -238,7 +281,7 @@ impl<'a, 'p> Peaks<'a, 'p> {
             .map(|i| (self.problem.margin(k, j, i), i))
             .collect();
         *open
-            .select_nth_unstable_by(at - below, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))
+            .select_nth_unstable_by(self.rank - below, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))
             .1
     }
 }

@@ -2,6 +2,7 @@
 
     zoo.py scan   --zoo DIR --data DIR [--heads DIR]
     zoo.py repair --zoo DIR --data DIR --model NAME [--method finetune]
+    zoo.py agree  --zoo DIR --data DIR [--heads DIR]
 
 DIR/NAME holds model.safetensors, meta.json (architecture, data, mean, std) and truth.json; --data holds DATA.npz, with x and y, per data
 set. The first 2500 images of a fixed random order are the defender's, the rest measure accuracy and ASR. The zoo's own triggers.py and
@@ -22,6 +23,7 @@ from rich.console import Console
 
 import tacfast
 from tacfast.checkpoints import build_model, load_weights, read_npz, read_state_dict
+from tacfast.heads import capture
 
 CLEAN = 2500
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -102,6 +104,36 @@ def scan(
         arrays, _ = read_npz(file)
         report = tacfast.scan_head(arrays["W"], arrays["b"], arrays["Z"], labels=arrays.get("y"))
         out.print(row(file.stem, truth, report), markup=False, highlight=False)
+
+
+@app.command()
+def agree(
+    zoo: Annotated[Path, typer.Option()],
+    data: Annotated[Path, typer.Option()],
+    heads: Annotated[Path | None, typer.Option()] = None,
+    most_classes: Annotated[int, typer.Option(help="clarabel-full takes this many classes of a head at most.")] = 50,
+) -> None:
+    """Do all engines give the same statuses and norms on real heads, and how good are the certificates?"""
+    out.print("| head | classes | engine | same status | largest relative difference | worst residual or gap |\n|---|---|---|---|---|---|")
+    for folder in sorted(p.parent for p in zoo.glob("*/truth.json")):
+        case = Case(zoo, folder.name, data)
+        captured = capture(case.model, case.clean_batches())
+        compare(folder.name, captured.weight, captured.bias, captured.latents, most_classes)
+    for file in [] if heads is None else sorted(heads.glob("*.npz")):
+        arrays, _ = read_npz(file)
+        compare(file.stem, arrays["W"], arrays["b"], arrays["Z"], most_classes)
+
+
+def compare(name: str, w: Any, b: Any, z: Any, most_classes: int) -> None:
+    every = tacfast.solve(w, b, z, engine="active-set")
+    some = np.unique(np.linspace(0, len(w) - 1, min(len(w), most_classes)).astype(int))
+    for engine, classes in (("active-set", every.classes), ("clarabel", every.classes), ("clarabel-full", some)):
+        other = tacfast.solve(w, b, z, classes=classes, engine=engine)  # type: ignore[arg-type]
+        solved = other.status == "solved"
+        worst = max(r[solved].max(initial=0) for r in (other.primal_residual, other.dual_residual, other.gap))
+        apart = np.abs(other.norms[solved] / every.norms[classes][solved] - 1).max(initial=0)
+        same = f"{np.sum(other.status == every.status[classes])} of {len(classes)}"
+        out.print(f"| {name} | {len(w)} | {engine} | {same} | {apart:.1e} | {worst:.1e} |", highlight=False)
 
 
 @app.command()
