@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::active_set::ActiveSet;
 use crate::certificate::{Certificate, Refined, bound, certify, out_of_reach, refine};
+use crate::generation::attempt;
 use crate::gram::Gram;
 use crate::margins::{Logits, Peaks, multiply_transposed};
 use crate::problem::{Engine, Problem, ProblemError, Settings, Status};
@@ -131,7 +132,7 @@ impl Block<'_, '_> {
         let answers: Vec<Refined> = classes
             .iter_mut()
             .map(|class| {
-                let attempt = class.attempt(engine, careful, kernel, self.cancel);
+                let attempt = attempt(class, engine, careful, kernel, self.cancel);
                 refine(class, attempt, careful)
             })
             .collect();

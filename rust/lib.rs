@@ -19,8 +19,9 @@
 //! * `margins`: logits and their collapse to \\(r\\).
 //! * `gram`: the shared \\(M=WW^\top\\), and differences of rows where it loses digits.
 //! * `factor`: an up- and down-dated Cholesky factor.
-//! * `working_set`: the few constraints that matter, grown by pricing; runs an engine on them.
+//! * `working_set`: a class's QP and working sets of its constraints.
 //! * `active_set`, `interior`: the two engines.
+//! * `generation`: constraints added until none is violated, around either engine.
 //! * `certificate`: refinement of multipliers and the proof of what is returned.
 //! * [`batch`]: all classes, in parallel.
 //! * `py`: the bindings.
@@ -31,6 +32,7 @@ pub mod problem;
 mod active_set;
 mod certificate;
 mod factor;
+mod generation;
 mod gram;
 mod interior;
 mod margins;

@@ -1,20 +1,10 @@
-//! One class: a few constraints solved exactly, all of them priced, the violated ones added, until none is. May use: gram, the engines.
+//! One class's QP, its margins made exact as they are needed, and working sets of its constraints. May use: gram, margins.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use crate::active_set::ActiveSet;
 use crate::gram::Gram;
-use crate::interior;
 use crate::margins::{Peaks, dot};
-use crate::problem::Engine;
 
 /// Violated constraints that join per round.
 const JOIN: usize = 12;
-/// Rounds are few (5-15 on real heads); the cap is for what rounding may do.
-const ROUNDS: usize = 500;
-/// A constraint counts as violated when it is missed by this share of the shift's length.
-const VIOLATED: f64 = 1e-12;
 
 /// How an engine left a working set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +50,7 @@ pub struct WorkingSet {
 }
 
 impl WorkingSet {
-    fn new(with_vectors: bool) -> Self {
+    pub fn new(with_vectors: bool) -> Self {
         WorkingSet {
             with_vectors,
             ..WorkingSet::default()
@@ -76,7 +66,7 @@ impl WorkingSet {
         &self.g[position]
     }
 
-    fn push(&mut self, class: &Class, j: usize) {
+    pub fn push(&mut self, class: &Class, j: usize) {
         let lengths = &class.lengths;
         let mut row = class.gram.inners(class.k, j, &self.members);
         row.iter_mut().zip(&self.members).for_each(|(v, &l)| *v /= lengths[j] * lengths[l]);
@@ -93,7 +83,7 @@ impl WorkingSet {
     }
 
     /// Keeps the members at `positions`, in that order.
-    fn compact(&mut self, positions: &[usize]) {
+    pub fn compact(&mut self, positions: &[usize]) {
         self.members = positions.iter().map(|&p| self.members[p]).collect();
         if self.with_vectors {
             self.vectors = positions.iter().map(|&p| self.vectors[p].clone()).collect();
@@ -127,7 +117,7 @@ impl<'a, 'p> Class<'a, 'p> {
     }
 
     /// Replaces the upper bound on r_j by r_j.
-    fn sharpen(&mut self, j: usize) {
+    pub fn sharpen(&mut self, j: usize) {
         if self.samples[j].is_none() {
             let (margin, sample) = self.peaks.exact(self.t, j);
             self.r[j] = margin;
@@ -137,16 +127,16 @@ impl<'a, 'p> Class<'a, 'p> {
     }
 
     /// A constraint `0 >= r_j > 0`, if there is one: an exact duplicate of k with a larger bias.
-    fn contradiction(&self) -> Option<usize> {
+    pub fn contradiction(&self) -> Option<usize> {
         (0..self.r.len()).find(|&j| j != self.k && self.lengths[j] == 0.0 && self.r[j] > 0.0)
     }
 
-    fn rivals(&self) -> impl Iterator<Item = usize> + '_ {
+    pub fn rivals(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.r.len()).filter(|&j| j != self.k && self.lengths[j] > 0.0)
     }
 
     /// At most how far s is from the half-space of each rival: -inf at k and its duplicates.
-    fn price(&self, active: &[usize], multipliers: &[f64], out: &mut Vec<f64>) {
+    pub fn price(&self, active: &[usize], multipliers: &[f64], out: &mut Vec<f64>) {
         let error = self.gram.push(self.k, active, multipliers, out);
         let own = out[self.k];
         for (j, o) in out.iter_mut().enumerate() {
@@ -169,62 +159,8 @@ impl<'a, 'p> Class<'a, 'p> {
         s
     }
 
-    /// Solves with the given engine; `kernel` is the active set's workspace, reused from class to class.
-    /// `careful` makes it factor vectors rather than their Gram matrix.
-    pub fn attempt(&mut self, engine: Engine, careful: bool, kernel: &mut ActiveSet, cancel: &Arc<AtomicBool>) -> Attempt {
-        if let Some(j) = self.contradiction() {
-            return Attempt {
-                ended: Ended::Infeasible,
-                active: vec![j],
-                multipliers: vec![1.0],
-                iterations: 0,
-            };
-        }
-        match engine {
-            Engine::Auto | Engine::ActiveSet => self.generate(&mut Kernel::active_set(kernel, careful), cancel),
-            Engine::Clarabel => self.generate(&mut Kernel::Clarabel(Vec::new(), Vec::new(), 0), cancel),
-            Engine::ClarabelFull => {
-                let rivals: Vec<usize> = self.rivals().collect();
-                rivals.iter().for_each(|&j| self.sharpen(j));
-                let mut ws = WorkingSet::default();
-                rivals.iter().for_each(|&j| ws.push(self, j));
-                let mut kernel = Kernel::Clarabel(Vec::new(), Vec::new(), 0);
-                let ended = kernel.solve(self, &ws, 0.0, cancel);
-                kernel.report(self, &ws, ended)
-            }
-        }
-    }
-
-    /// Constraint generation: violated constraints are made exact, and join if they are still violated then.
-    fn generate(&mut self, kernel: &mut Kernel, cancel: &Arc<AtomicBool>) -> Attempt {
-        let mut ws = WorkingSet::new(kernel.wants_vectors());
-        let mut prices = Vec::new();
-        for _ in 0..ROUNDS {
-            let (active, multipliers) = kernel.multipliers(self, &ws);
-            self.price(&active, &multipliers, &mut prices);
-            let tolerance = VIOLATED * self.distance(&active, &multipliers);
-            let shift = kernel
-                .shift(&ws, self.gram.dim())
-                .unwrap_or_else(|| self.combine(&active, &multipliers));
-            let joining = self.joining(&prices, tolerance, &ws.members, &shift);
-            if joining.is_empty() {
-                return kernel.report(self, &ws, Ended::Optimal);
-            }
-            if cancel.load(Ordering::Relaxed) {
-                break;
-            }
-            kernel.compact(&mut ws);
-            joining.iter().for_each(|&j| ws.push(self, j));
-            let ended = kernel.solve(self, &ws, tolerance, cancel);
-            if ended != Ended::Optimal {
-                return kernel.report(self, &ws, ended);
-            }
-        }
-        kernel.report(self, &ws, Ended::Stalled)
-    }
-
     /// A lower bound on the norm, to measure violations by: that of the multipliers, or the deepest single constraint.
-    fn distance(&self, active: &[usize], multipliers: &[f64]) -> f64 {
+    pub fn distance(&self, active: &[usize], multipliers: &[f64]) -> f64 {
         let square: f64 = active.iter().zip(multipliers).map(|(&j, x)| self.r[j] * x).sum();
         let deepest = self.rivals().map(|j| self.r[j] / self.lengths[j]).fold(0.0, f64::max);
         deepest.max(square.max(0.0).sqrt())
@@ -232,7 +168,7 @@ impl<'a, 'p> Class<'a, 'p> {
 
     /// Up to [`JOIN`] constraints outside the working set that s violates. Prices are upper bounds: the worst are looked at exactly, then
     /// the next, until some are really violated.
-    fn joining(&mut self, prices: &[f64], tolerance: f64, members: &[usize], s: &[f64]) -> Vec<usize> {
+    pub fn joining(&mut self, prices: &[f64], tolerance: f64, members: &[usize], s: &[f64]) -> Vec<usize> {
         let mut doubtful: Vec<usize> = self.rivals().filter(|&j| prices[j] > tolerance && !members.contains(&j)).collect();
         let worst_first = |a: &usize, b: &usize| prices[*b].total_cmp(&prices[*a]).then(a.cmp(b));
         while !doubtful.is_empty() {
@@ -250,84 +186,6 @@ impl<'a, 'p> Class<'a, 'p> {
             }
         }
         Vec::new()
-    }
-}
-
-/// The two engines behind one face; both leave (positions, multipliers) of the constraints they use.
-enum Kernel<'a> {
-    ActiveSet(&'a mut ActiveSet),
-    Clarabel(Vec<usize>, Vec<f64>, usize),
-}
-
-impl<'a> Kernel<'a> {
-    fn active_set(kernel: &'a mut ActiveSet, careful: bool) -> Self {
-        kernel.reset(careful);
-        Kernel::ActiveSet(kernel)
-    }
-
-    fn wants_vectors(&self) -> bool {
-        matches!(self, Kernel::ActiveSet(kernel) if kernel.careful())
-    }
-
-    /// The shift itself, where the engine has it more exactly than its multipliers tell.
-    fn shift(&self, ws: &WorkingSet, dim: usize) -> Option<Vec<f64>> {
-        match self {
-            Kernel::ActiveSet(kernel) => kernel.shift(ws, dim),
-            Kernel::Clarabel(..) => None,
-        }
-    }
-
-    fn solve(&mut self, class: &Class, ws: &WorkingSet, tolerance: f64, cancel: &Arc<AtomicBool>) -> Ended {
-        match self {
-            Kernel::ActiveSet(kernel) => kernel.solve(ws, tolerance),
-            Kernel::Clarabel(positions, values, iterations) => {
-                let interior::Interior {
-                    ended,
-                    x,
-                    iterations: steps,
-                } = interior::solve(class, ws, cancel);
-                *iterations += steps;
-                *positions = (0..x.len()).filter(|&i| x[i] > 0.0).collect();
-                *values = positions.iter().map(|&i| x[i]).collect();
-                ended
-            }
-        }
-    }
-
-    fn support(&self) -> (&[usize], &[f64], usize) {
-        match self {
-            Kernel::ActiveSet(kernel) => {
-                let (positions, values) = kernel.support();
-                (positions, values, kernel.iterations)
-            }
-            Kernel::Clarabel(positions, values, iterations) => (positions, values, *iterations),
-        }
-    }
-
-    /// Classes and multipliers in the units of a_j.
-    fn multipliers(&self, class: &Class, ws: &WorkingSet) -> (Vec<usize>, Vec<f64>) {
-        let (positions, values, _) = self.support();
-        let active: Vec<usize> = positions.iter().map(|&p| ws.members[p]).collect();
-        let multipliers = active.iter().zip(values).map(|(&j, x)| x / class.lengths[j]).collect();
-        (active, multipliers)
-    }
-
-    /// Only the active set can start warm from a smaller set; an interior point is better off keeping all it has seen.
-    fn compact(&mut self, ws: &mut WorkingSet) {
-        if let Kernel::ActiveSet(kernel) = self {
-            ws.compact(kernel.support().0);
-            kernel.renumber();
-        }
-    }
-
-    fn report(&self, class: &Class, ws: &WorkingSet, ended: Ended) -> Attempt {
-        let (active, multipliers) = self.multipliers(class, ws);
-        Attempt {
-            ended,
-            active,
-            multipliers,
-            iterations: self.support().2,
-        }
     }
 }
 
