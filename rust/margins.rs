@@ -271,15 +271,23 @@ impl<'a, 'p> Peaks<'a, 'p> {
     }
 
     fn exact_rank(&self, k: usize, j: usize, near: f32) -> (f64, usize) {
-        let margins: Vec<f32> = (0..self.logits.blocks()).flat_map(|b| self.logits.margins(b, k, j)).collect();
         let doubt = 2.0 * self.doubt(k, j);
-        let (low, high) = (f64::from(near) - doubt, f64::from(near) + doubt);
+        // Rounded outwards, so that the comparison below may stay in float32.
+        let low = ((f64::from(near) - doubt) as f32).next_down();
+        let high = ((f64::from(near) + doubt) as f32).next_up();
         // What is surely below keeps its place; only those in doubt must be put in order exactly.
-        let below = margins.iter().filter(|&&m| f64::from(m) < low).count();
-        let mut open: Vec<(f64, usize)> = (0..margins.len())
-            .filter(|&i| (low..=high).contains(&f64::from(margins[i])))
-            .map(|i| (self.problem.margin(k, j, i), i))
-            .collect();
+        let mut below = 0;
+        let mut open: Vec<(f64, usize)> = Vec::new();
+        for block in 0..self.logits.blocks() {
+            for (i, margin) in self.logits.margins(block, k, j).enumerate() {
+                if margin < low {
+                    below += 1;
+                } else if margin <= high {
+                    let sample = block * BLOCK + i;
+                    open.push((self.problem.margin(k, j, sample), sample));
+                }
+            }
+        }
         *open
             .select_nth_unstable_by(self.rank - below, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))
             .1

@@ -5,8 +5,8 @@ use multiversion::multiversion;
 
 use crate::max_plus::{LANES, Lane};
 
-/// Samples whose maximum stands for them in the first look.
-const GROUP: usize = 8;
+/// The most samples whose maximum stands for them in the first look.
+const GROUP: usize = 64;
 
 /// Buffers that are kept from one call to the next.
 #[derive(Default)]
@@ -22,7 +22,11 @@ pub struct Scratch {
 /// reach it, and only among those a selection is needed.
 pub fn mth_largest(blocks: &[(&[f32], &[Lane])], m: usize, scratch: &mut Scratch) -> Lane {
     let samples: usize = blocks.iter().map(|(keys, _)| keys.len()).sum();
-    let group = if samples >= 2 * m * GROUP { GROUP } else { 1 };
+    // At least twice as many groups as m: then few samples beyond the m largest reach the bound.
+    let mut group = 1;
+    while group < GROUP && samples >= 4 * m * group {
+        group *= 2;
+    }
     scratch.peaks.clear();
     for (keys, values) in blocks {
         group_peaks(keys, values, group, &mut scratch.peaks);
