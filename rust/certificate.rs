@@ -29,7 +29,8 @@ pub struct Refined {
 pub struct Certificate {
     /// max_j (r_j - a_j^T s)_+ / max_j |r_j|
     pub primal: f64,
-    /// The larger of the largest negative multiplier over the largest, and |s - sum of x_j a_j| over |s|; for a Farkas ray |sum of x_j a_j| / sum of x_j |a_j|.
+    /// The larger of the largest negative multiplier over the largest, and |s - sum of x_j a_j| over |s|; for a Farkas ray
+    /// |sum of x_j a_j| / sum of x_j |a_j|.
     pub dual: f64,
     /// | |s|^2 - r^T x | / |s|^2
     pub gap: f64,
@@ -66,13 +67,10 @@ struct Support {
 impl Support {
     fn new(class: &Class, attempt: &Attempt) -> Self {
         let mut order: Vec<usize> = (0..attempt.active.len()).collect();
-        let weight = |i: usize| {
-            let j = attempt.active[i];
-            attempt.multipliers[i] * if class.lengths[j] > 0.0 { class.lengths[j] } else { 1.0 }
-        };
+        let unit = |j: usize| if class.lengths[j] > 0.0 { class.lengths[j] } else { 1.0 };
+        let weight = |i: usize| attempt.multipliers[i] * unit(attempt.active[i]);
         order.sort_by(|&a, &b| weight(b).total_cmp(&weight(a)));
         let active: Vec<usize> = order.iter().map(|&i| attempt.active[i]).collect();
-        let unit = |j: usize| if class.lengths[j] > 0.0 { class.lengths[j] } else { 1.0 };
         Support {
             rows: unit_rows(class, &active),
             r: active.iter().map(|&j| class.r[j] / unit(j)).collect(),

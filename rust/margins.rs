@@ -230,7 +230,9 @@ impl<'a, 'p> Peaks<'a, 'p> {
 
     /// Bound on the error of a float32 margin.
     fn doubt(&self, k: usize, j: usize) -> f64 {
-        self.logits.error * (self.problem.row_length(k) + self.problem.row_length(j))
+        // The last term covers products that vanish in float32: entries are below 2.
+        let vanished = 8.0 * (self.problem.dim as f64 + 1.0) * f64::from(f32::MIN_POSITIVE);
+        self.logits.error * (self.problem.row_length(k) + self.problem.row_length(j)) + vanished
     }
 
     /// r_kj in float64 and the (first) sample that attains it.
