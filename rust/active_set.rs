@@ -1,4 +1,4 @@
-//! The project's engine: a dual active-set method on a small Gram matrix. May use: factor, margins' dot, working_set's view of the problem.
+//! The project's engine: a dual active-set method on a small Gram matrix. May use: factor, linalg, working_set's view of the problem.
 //!
 //! Maximises r^T x - x^T G x / 2 over x >= 0 where G may be singular. The set P of positive multipliers grows by the most violated
 //! constraint; when the equality solution on P leaves the orthant, the step stops at its border and the blocking multiplier is dropped
@@ -6,7 +6,7 @@
 //! blocks that ray, or the ray itself is Farkas' proof that no shift satisfies the constraints (Goldfarb & Idnani 1983, sec. 3).
 
 use crate::factor::Factor;
-use crate::margins::dot;
+use crate::linalg::dot;
 use crate::working_set::{Ended, WorkingSet};
 
 /// A new row whose squared distance from the span of the others is below this share of its square counts as dependent: what is left of

@@ -1,20 +1,24 @@
 //! All classes, in parallel. The work is split into fixed blocks, so results do not depend on the number of threads. May use: all above.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use rayon::prelude::*;
 
 use crate::active_set::ActiveSet;
-use crate::certificate::{Certificate, Refined, bound, certify, out_of_reach, refine};
+use crate::certificate::{Certificate, Pushed, Refined, bound, certify, out_of_reach, refine};
+use crate::control::{Control, Stage};
 use crate::generation::attempt;
 use crate::gram::Gram;
-use crate::margins::{Logits, Peaks, multiply_transposed};
+use crate::layout::Layout;
+use crate::linalg::multiply_transposed;
+use crate::logits::Logits;
+use crate::margins::{Margins, Peaks};
+use crate::max_plus::Lane;
 use crate::problem::{Engine, Problem, ProblemError, Settings, Status};
 use crate::working_set::Class;
 
-/// Classes per task: enough to share the passes over the logits, few enough to spread over cores, and to keep their margins in memory.
-const BLOCK: usize = 32;
+/// Targets per task: enough to share the passes over the logits, few enough to spread over cores.
+const TARGETS: usize = 32;
+/// QPs whose shifts go through W in one GEMM, which must pay for packing W.
+const QPS: usize = 128;
 /// Bytes of margins that one task may hold.
 const TASK_BYTES: usize = 64 << 20;
 
@@ -22,10 +26,12 @@ const TASK_BYTES: usize = 64 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Solution {
     pub class: usize,
+    /// The group whose samples it moves: 0, or for pairs their label.
+    pub source: usize,
     pub status: Status,
     /// |s|; +inf where unreachable, NaN where the engine left nothing but a ray that proves too little.
     pub norm: f64,
-    /// s; NaN where unreachable.
+    /// s; NaN where unreachable. Left out for pairs: it is made of the multipliers, and there are many.
     pub shift: Vec<f64>,
     /// Rivals with positive multipliers, increasing; a Farkas ray where unreachable.
     pub active: Vec<usize>,
@@ -41,81 +47,133 @@ pub struct Solution {
     pub engine: Engine,
 }
 
-/// Solves the given classes, in the given order. `cancel` may be set from another thread.
-pub fn solve(problem: &Problem, classes: &[usize], settings: &Settings, cancel: &Arc<AtomicBool>) -> Result<Vec<Solution>, ProblemError> {
-    settings.check()?;
-    if let Some(&got) = classes.iter().find(|&&k| k >= problem.classes) {
-        return Err(ProblemError::ClassRange {
-            classes: problem.classes,
-            got,
-        });
-    }
-    let work = || solve_in_pool(problem, classes, settings, cancel);
-    match settings.threads {
-        None => work(),
-        Some(threads) => rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
+/// Solves the given classes, in the given order, each for all samples.
+pub fn solve(problem: &Problem, classes: &[usize], settings: &Settings, control: &Control) -> Result<Vec<Solution>, ProblemError> {
+    let layout = Layout::whole(problem.samples);
+    run(problem, layout, classes, settings, control, &|_, _| true, true)
+}
+
+/// Solves every pair of a source label and another class: the smallest shift that sends the samples of that label there. By target in the
+/// given order, then by source; sources without samples are left out.
+pub fn solve_pairs(
+    problem: &Problem,
+    targets: &[usize],
+    labels: &[usize],
+    settings: &Settings,
+    control: &Control,
+) -> Result<Vec<Solution>, ProblemError> {
+    problem.check_labels(labels)?;
+    let layout = Layout::by_label(labels, problem.classes);
+    run(
+        problem,
+        layout,
+        targets,
+        settings,
+        control,
+        &|target, source| target != source,
+        false,
+    )
+}
+
+/// Runs `work` on `threads` workers, or on all cores.
+pub fn on_threads<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + Send) -> Result<T, ProblemError> {
+    match threads {
+        None => Ok(work()),
+        Some(got) => rayon::ThreadPoolBuilder::new()
+            .num_threads(got)
             .build()
-            .map_err(|_| ProblemError::Threads { got: threads })?
-            .install(work),
+            .map(|pool| pool.install(work))
+            .map_err(|_| ProblemError::Threads { got }),
     }
 }
 
-fn solve_in_pool(
+fn run(
     problem: &Problem,
-    classes: &[usize],
+    layout: Layout,
+    targets: &[usize],
     settings: &Settings,
-    cancel: &Arc<AtomicBool>,
+    control: &Control,
+    wanted: &(dyn Fn(usize, usize) -> bool + Sync),
+    keep_shifts: bool,
 ) -> Result<Vec<Solution>, ProblemError> {
-    let logits = Logits::new(problem, cancel)?;
-    let gram = Gram::new(problem, cancel)?;
-    let blocks: Vec<Vec<Solution>> = classes
-        .par_chunks(block_size(&logits))
-        .map_init(ActiveSet::default, |kernel, targets| {
-            if cancel.load(Ordering::Relaxed) {
+    settings.check()?;
+    problem.check_classes(targets)?;
+    let logits = control.timed(Stage::Logits, || Logits::new(problem, layout, control))?;
+    let gram = control.timed(Stage::Gram, || Gram::new(problem, control))?;
+    let task = Task {
+        problem,
+        gram: &gram,
+        settings,
+        control,
+        keep_shifts,
+    };
+    let blocks: Vec<Vec<Solution>> = targets
+        .par_chunks(targets_per_task(&logits))
+        .map_init(Workspace::default, |space, targets| {
+            if control.cancelled() {
                 return Vec::new();
             }
-            Block {
-                problem,
-                logits: &logits,
-                gram: &gram,
-                settings,
-                cancel,
-            }
-            .solve(targets, kernel)
+            let memory = std::mem::take(&mut space.margins);
+            let peaks = control.timed(Stage::Collapse, || Peaks::new(&logits, problem, targets, settings.quantile, memory));
+            let groups = (0..logits.layout.groups()).filter(|&g| logits.layout.size_of(g) > 0);
+            let pairs: Vec<(usize, usize)> = (0..targets.len())
+                .flat_map(|t| groups.clone().map(move |g| (t, g)))
+                .filter(|&(t, g)| wanted(targets[t], g))
+                .collect();
+            let solutions = control.timed(Stage::Qp, || task.solve(targets, &pairs, &peaks, &mut space.kernel));
+            space.margins = peaks.into_memory();
+            solutions
         })
         .collect();
-    if cancel.load(Ordering::Relaxed) {
+    if control.cancelled() {
         return Err(ProblemError::Cancelled);
     }
     Ok(blocks.into_iter().flatten().collect())
 }
 
 /// Depends on the problem alone, so that results do not depend on the machine.
-fn block_size(logits: &Logits) -> usize {
-    (TASK_BYTES / logits.peak_bytes()).clamp(1, BLOCK)
+fn targets_per_task(logits: &Logits) -> usize {
+    (TASK_BYTES / Peaks::bytes(logits).max(1)).clamp(1, TARGETS)
 }
 
-/// What every block of classes shares.
-struct Block<'a, 'p> {
+/// What a worker keeps from one task to the next.
+#[derive(Default)]
+struct Workspace {
+    kernel: ActiveSet,
+    margins: Vec<Lane>,
+}
+
+/// What all QPs share.
+struct Task<'a, 'p> {
     problem: &'a Problem<'p>,
-    logits: &'a Logits,
     gram: &'a Gram<'a>,
     settings: &'a Settings,
-    cancel: &'a Arc<AtomicBool>,
+    control: &'a Control,
+    keep_shifts: bool,
 }
 
-impl Block<'_, '_> {
-    fn solve(&self, targets: &[usize], kernel: &mut ActiveSet) -> Vec<Solution> {
-        let peaks = Peaks::new(self.logits, self.problem, targets, self.settings.quantile);
-        let mut classes: Vec<Class> = targets
-            .iter()
-            .enumerate()
-            .map(|(t, &k)| Class::new(self.gram, &peaks, t, k))
-            .collect();
+impl Task<'_, '_> {
+    /// The QPs of (position among the targets, group of samples).
+    fn solve(&self, targets: &[usize], pairs: &[(usize, usize)], margins: &dyn Margins, kernel: &mut ActiveSet) -> Vec<Solution> {
+        let mut solutions = Vec::with_capacity(pairs.len());
+        for pairs in pairs.chunks(QPS) {
+            if self.control.cancelled() {
+                break;
+            }
+            let mut classes: Vec<Class> = pairs
+                .iter()
+                .map(|&(t, group)| Class::new(self.gram, margins, t, targets[t], group))
+                .collect();
+            solutions.extend(self.solve_classes(&mut classes, kernel));
+            self.control.advance(pairs.len());
+        }
+        solutions
+    }
+
+    fn solve_classes(&self, classes: &mut [Class], kernel: &mut ActiveSet) -> Vec<Solution> {
         let (first, then) = stages(self.settings.engine);
-        let mut solutions = self.run(&mut classes, first, false, kernel);
-        for (solution, class) in solutions.iter_mut().zip(&mut classes) {
+        let mut solutions = self.run(classes, first, false, kernel);
+        for (solution, class) in solutions.iter_mut().zip(classes) {
             for &engine in then {
                 if solution.status == Status::NotConverged {
                     let next = self.run(std::slice::from_mut(class), engine, true, kernel);
@@ -126,32 +184,57 @@ impl Block<'_, '_> {
         solutions
     }
 
-    /// One engine on some classes; W s of all of them is one GEMM.
+    /// One engine on some classes. What the Gram matrix cannot certify is certified by W itself, one GEMM for all.
     fn run(&self, classes: &mut [Class], engine: Engine, careful: bool, kernel: &mut ActiveSet) -> Vec<Solution> {
-        let (c, d) = (self.problem.classes, self.problem.dim);
         let answers: Vec<Refined> = classes
             .iter_mut()
             .map(|class| {
-                let attempt = attempt(class, engine, careful, kernel, self.cancel);
+                let attempt = attempt(class, engine, careful, kernel, self.control);
                 refine(class, attempt, careful)
             })
             .collect();
-        let mut shifts = Vec::with_capacity(classes.len() * d);
-        answers.iter().for_each(|answer| shifts.extend_from_slice(&answer.shift));
-        let mut pushed = vec![0.0; classes.len() * c];
-        multiply_transposed(&shifts, &self.problem.weight, &mut pushed, classes.len(), d, c);
+        let mut certificates: Vec<Option<Certificate>> = classes
+            .iter()
+            .zip(&answers)
+            .map(|(class, answer)| {
+                // A ray has no shift to look at.
+                let quick = answer.farkas || (self.gram.is_precise() && !careful);
+                let certificate = quick.then(|| certify(class, answer, &Pushed::by_gram(class, answer)));
+                certificate.filter(|c| c.primal <= self.settings.tol || answer.farkas)
+            })
+            .collect();
+        let open: Vec<usize> = (0..classes.len()).filter(|&i| certificates[i].is_none()).collect();
+        for (i, pushed) in open.iter().zip(self.push(open.iter().map(|&i| &answers[i]))) {
+            certificates[*i] = Some(certify(&classes[*i], &answers[*i], &pushed));
+        }
         classes
             .iter()
             .zip(answers)
-            .zip(pushed.chunks_exact(c))
-            .map(|((class, answer), pushed)| self.judge(class, answer, pushed, engine))
+            .zip(certificates)
+            .map(|((class, answer), certificate)| self.judge(class, answer, certificate.expect("all are certified"), engine))
+            .collect()
+    }
+
+    /// W s for the shifts of some answers.
+    fn push<'r>(&self, answers: impl Iterator<Item = &'r Refined>) -> Vec<Pushed> {
+        let (c, d) = (self.problem.classes, self.problem.dim);
+        let shifts: Vec<f64> = answers.flat_map(|answer| answer.shift.iter().copied()).collect();
+        let count = shifts.len() / d;
+        let mut pushed = vec![0.0; count * c];
+        multiply_transposed(&shifts, &self.problem.weight, &mut pushed, count, d, c);
+        pushed
+            .chunks_exact(c)
+            .map(|values| Pushed {
+                values: values.to_vec(),
+                error: 0.0,
+            })
             .collect()
     }
 
     /// Turns an answer into a status, by its certificate alone.
-    fn judge(&self, class: &Class, answer: Refined, pushed: &[f64], engine: Engine) -> Solution {
+    fn judge(&self, class: &Class, answer: Refined, certificate: Certificate, engine: Engine) -> Solution {
         let p = self.problem;
-        let Certificate { primal, dual, gap } = certify(class, &answer, pushed);
+        let Certificate { primal, dual, gap } = certificate;
         let bound = bound(p, class, &answer);
         let tol = self.settings.tol;
         let status = if answer.active.is_empty() && primal == 0.0 {
@@ -172,10 +255,12 @@ impl Block<'_, '_> {
         } else {
             (p.unscale_shift(length), answer.shift.iter().map(|&v| p.unscale_shift(v)).collect())
         };
+        let shift = if self.keep_shifts { shift } else { Vec::new() };
         let mut order: Vec<usize> = (0..answer.active.len()).collect();
         order.sort_unstable_by_key(|&i| answer.active[i]);
         Solution {
             class: class.k,
+            source: class.group,
             status,
             norm,
             shift,

@@ -1,8 +1,8 @@
 //! From an engine's attempt to something that may be believed: multipliers refined against the rows of W themselves, then residuals, gap
-//! and a bound that holds in spite of rounding. May use: problem, margins, gram, factor, the view of a class.
+//! and a bound that holds in spite of rounding. May use: problem, linalg, gram, factor, the view of a class.
 
 use crate::factor::Factor;
-use crate::margins::dot;
+use crate::linalg::dot;
 use crate::problem::{Problem, REACH};
 use crate::working_set::{Attempt, Class, Ended, unit_rows};
 
@@ -12,6 +12,8 @@ const DEPENDENT: f64 = 1e-11;
 const DEPENDENT_VECTOR: f64 = 1e-12;
 /// Refinement gains several digits a step; more steps than this gain nothing.
 const STEPS: usize = 6;
+/// Residuals this small, relative to the largest margin of the support, are rounding.
+const ENOUGH: f64 = 32.0 * f64::EPSILON;
 
 /// Multipliers on a support, and the shift that they make.
 pub struct Refined {
@@ -27,7 +29,7 @@ pub struct Refined {
 
 /// What is known of one answer, independent of how it was found.
 pub struct Certificate {
-    /// max_j (r_j - a_j^T s)_+ / max_j |r_j|
+    /// At most: max_j (r_j - a_j^T s)_+ / max_j |r_j|
     pub primal: f64,
     /// The larger of the largest negative multiplier over the largest, and |s - sum of x_j a_j| over |s|; for a Farkas ray
     /// |sum of x_j a_j| / sum of x_j |a_j|.
@@ -41,11 +43,14 @@ pub struct Certificate {
 pub fn refine(class: &Class, attempt: Attempt, careful: bool) -> Refined {
     let farkas = attempt.ended == Ended::Infeasible;
     let mut support = Support::new(class, &attempt);
-    let (basis, factor) = support.basis(careful);
-    support.refine(&basis, &factor, farkas);
-    let polished = (careful && !farkas).then(|| support.polished(&basis, &factor));
-    let (active, multipliers) = support.denormalised(class);
-    let made = class.combine(&active, &multipliers);
+    let basis = support.basis(careful);
+    let mut made = support.refine(&basis, farkas);
+    let polished = (careful && !farkas).then(|| support.polished(&basis));
+    let some_vanished = support.x.contains(&0.0);
+    let (active, multipliers) = support.denormalised();
+    if some_vanished {
+        made = class.gram.combine(class.k, &active, &multipliers);
+    }
     Refined {
         farkas,
         active,
@@ -56,112 +61,164 @@ pub fn refine(class: &Class, attempt: Attempt, careful: bool) -> Refined {
     }
 }
 
-/// The support in units where |a_j| = 1.
-struct Support {
+/// The support in units where |a_j| = 1, largest multipliers first.
+struct Support<'a> {
+    class: &'a Class<'a>,
     active: Vec<usize>,
-    rows: Vec<Vec<f64>>,
+    /// |a_j|, or 1 for a duplicate.
+    lengths: Vec<f64>,
     r: Vec<f64>,
     x: Vec<f64>,
 }
 
-impl Support {
-    fn new(class: &Class, attempt: &Attempt) -> Self {
-        let mut order: Vec<usize> = (0..attempt.active.len()).collect();
+/// A maximal independent part of the support, with its factor.
+struct Basis {
+    members: Vec<usize>,
+    factor: Factor,
+}
+
+impl<'a> Support<'a> {
+    fn new(class: &'a Class<'a>, attempt: &Attempt) -> Self {
         let unit = |j: usize| if class.lengths[j] > 0.0 { class.lengths[j] } else { 1.0 };
-        let weight = |i: usize| attempt.multipliers[i] * unit(attempt.active[i]);
-        order.sort_by(|&a, &b| weight(b).total_cmp(&weight(a)));
-        let active: Vec<usize> = order.iter().map(|&i| attempt.active[i]).collect();
+        let mut entries: Vec<(usize, f64)> = attempt
+            .active
+            .iter()
+            .zip(&attempt.multipliers)
+            .map(|(&j, x)| (j, x * unit(j)))
+            .collect();
+        entries.sort_by(|a, b| b.1.total_cmp(&a.1));
         Support {
-            rows: unit_rows(class, &active),
-            r: active.iter().map(|&j| class.r[j] / unit(j)).collect(),
-            x: order.iter().map(|&i| weight(i)).collect(),
-            active,
+            class,
+            active: entries.iter().map(|e| e.0).collect(),
+            lengths: entries.iter().map(|e| unit(e.0)).collect(),
+            r: entries.iter().map(|e| class.r[e.0] / unit(e.0)).collect(),
+            x: entries.iter().map(|e| e.1).collect(),
         }
     }
 
     fn shift(&self) -> Vec<f64> {
-        let mut s = vec![0.0; self.rows.first().map_or(0, Vec::len)];
-        for (row, x) in self.rows.iter().zip(&self.x) {
-            s.iter_mut().zip(row).for_each(|(s, a)| *s += x * a);
-        }
-        s
+        let multipliers: Vec<f64> = self.x.iter().zip(&self.lengths).map(|(x, l)| x / l).collect();
+        self.class.gram.combine(self.class.k, &self.active, &multipliers)
     }
 
-    /// A maximal independent part, largest multipliers first, with its factor.
-    fn basis(&self, careful: bool) -> (Vec<usize>, Factor) {
-        let (mut basis, mut factor) = (Vec::new(), Factor::default());
-        for (i, row) in self.rows.iter().enumerate() {
-            let square = dot(row, row);
-            let taken = square > 0.0
+    /// a_j^T s / |a_j| for the i-th of the support.
+    fn reach(&self, i: usize, s: &[f64]) -> f64 {
+        self.class.gram.reach(self.class.k, self.active[i], s) / self.lengths[i]
+    }
+
+    /// The factor need not be exact: it only steers the refinement.
+    fn basis(&self, careful: bool) -> Basis {
+        let (mut members, mut factor) = (Vec::<usize>::new(), Factor::default());
+        let rows = if careful { unit_rows(self.class, &self.active) } else { Vec::new() };
+        for (i, &j) in self.active.iter().enumerate() {
+            let taken = self.class.lengths[j] > 0.0
                 && if careful {
-                    factor.push_vector(row, DEPENDENT_VECTOR)
+                    factor.push_vector(&rows[i], DEPENDENT_VECTOR)
                 } else {
-                    let mut g: Vec<f64> = basis.iter().map(|&b: &usize| dot(row, &self.rows[b])).collect();
-                    g.push(square);
+                    let others: Vec<usize> = members.iter().map(|&b| self.active[b]).collect();
+                    let mut g = self.class.gram.inners(self.class.k, j, &others);
+                    g.iter_mut()
+                        .zip(&members)
+                        .for_each(|(v, &b)| *v /= self.lengths[i] * self.lengths[b]);
+                    g.push(1.0);
                     factor.push(&g, DEPENDENT)
                 };
             if taken {
-                basis.push(i);
+                members.push(i);
             }
         }
-        (basis, factor)
+        Basis { members, factor }
     }
 
     /// The shift, corrected until it meets the constraints of the basis to working precision.
-    fn polished(&self, basis: &[usize], factor: &Factor) -> Vec<f64> {
+    fn polished(&self, basis: &Basis) -> Vec<f64> {
         let mut s = self.shift();
         for _ in 0..3 {
-            let residual: Vec<f64> = basis.iter().map(|&i| self.r[i] - dot(&self.rows[i], &s)).collect();
-            let step = factor.shortest(&residual, s.len());
+            let residual: Vec<f64> = basis.members.iter().map(|&i| self.r[i] - self.reach(i, &s)).collect();
+            let step = basis.factor.shortest(&residual, s.len());
             s.iter_mut().zip(step).for_each(|(s, d)| *s += d);
         }
         s
     }
 
-    fn refine(&mut self, basis: &[usize], factor: &Factor, farkas: bool) {
-        let mut last = f64::INFINITY;
+    /// Corrects the multipliers of the basis; returns the shift that they make.
+    fn refine(&mut self, basis: &Basis, farkas: bool) -> Vec<f64> {
+        // A solution wants a_j^T s = r_j on its basis, a ray wants s = 0.
+        let wanted = |i: usize| if farkas { 0.0 } else { self.r[i] };
+        let wanted: Vec<f64> = basis.members.iter().map(|&i| wanted(i)).collect();
+        let enough = ENOUGH * wanted.iter().fold(0.0_f64, |a, v| a.max(v.abs()));
+        let (mut s, mut last) = (self.shift(), f64::INFINITY);
+        let (mut best_s, mut best_x) = (s.clone(), self.x.clone());
         for _ in 0..STEPS {
-            let s = self.shift();
-            // A solution wants a_j^T s = r_j on its basis, a ray wants s = 0.
-            let mut residual: Vec<f64> = basis
-                .iter()
-                .map(|&i| if farkas { 0.0 } else { self.r[i] } - dot(&self.rows[i], &s))
-                .collect();
+            let mut residual: Vec<f64> = basis.members.iter().zip(&wanted).map(|(&i, w)| w - self.reach(i, &s)).collect();
             let size = residual.iter().fold(0.0_f64, |a, v| a.max(v.abs()));
-            if size == 0.0 || size.is_nan() || size >= 0.5 * last {
+            if size.is_nan() || size >= last {
+                break;
+            }
+            best_s.copy_from_slice(&s);
+            best_x.copy_from_slice(&self.x);
+            if size <= enough || size >= 0.5 * last {
                 break;
             }
             last = size;
-            factor.solve(&mut residual);
-            let step: Vec<f64> = basis.iter().zip(&residual).map(|(&i, dx)| (self.x[i] + dx).max(0.0)).collect();
-            if step.iter().any(|v| !v.is_finite()) {
-                break;
+            basis.factor.solve(&mut residual);
+            for (&i, dx) in basis.members.iter().zip(&residual) {
+                self.x[i] = (self.x[i] + dx).max(0.0);
             }
-            basis.iter().zip(step).for_each(|(&i, x)| self.x[i] = x);
+            s = self.shift();
         }
+        self.x = best_x;
+        best_s
     }
 
-    fn denormalised(self, class: &Class) -> (Vec<usize>, Vec<f64>) {
+    fn denormalised(self) -> (Vec<usize>, Vec<f64>) {
         self.active
             .iter()
-            .zip(&self.x)
-            .filter(|(_, x)| **x > 0.0)
-            .map(|(&j, &x)| (j, if class.lengths[j] > 0.0 { x / class.lengths[j] } else { x }))
+            .zip(self.x.iter().zip(&self.lengths))
+            .filter(|(_, (x, _))| **x > 0.0)
+            .map(|(&j, (x, l))| (j, x / l))
             .unzip()
     }
 }
 
-/// Residuals of an answer; `pushed` is W s.
-pub fn certify(class: &Class, answer: &Refined, pushed: &[f64]) -> Certificate {
+/// W s in some precision.
+pub struct Pushed {
+    pub values: Vec<f64>,
+    /// Bound on the error of an entry, per |w_j|.
+    pub error: f64,
+}
+
+impl Pushed {
+    /// From M: quick, and good enough for most certificates.
+    pub fn by_gram(class: &Class, answer: &Refined) -> Self {
+        let mut values = Vec::new();
+        class.gram.push(class.k, &answer.active, &answer.multipliers, &mut values);
+        // Higham 2002, sec. 3.1, for the entries of M, the sum over the support, and the shift itself.
+        let gamma = 2.0 * (class.gram.dim() + answer.active.len() + 8) as f64 * f64::EPSILON;
+        let size: f64 = answer
+            .active
+            .iter()
+            .zip(&answer.multipliers)
+            .map(|(&j, x)| x * class.gram.both_lengths(class.k, j))
+            .sum();
+        Pushed {
+            values,
+            error: gamma * size,
+        }
+    }
+}
+
+/// Residuals of an answer, rounding of W s included.
+pub fn certify(class: &Class, answer: &Refined, pushed: &Pushed) -> Certificate {
     let square = dot(&answer.shift, &answer.shift);
     let paid: f64 = answer.active.iter().zip(&answer.multipliers).map(|(&j, x)| class.r[j] * x).sum();
     let (mut worst, mut scale) = (0.0_f64, 0.0_f64);
-    let close = class.gram.close_to(class.k);
-    for (j, &r) in class.r.iter().enumerate().filter(|(j, _)| *j != class.k) {
+    let (k, close) = (class.k, class.gram.close_to(class.k));
+    for (j, &r) in class.r.iter().enumerate().filter(|(j, _)| *j != k) {
         let reached = if close.contains(&j) {
-            class.gram.reach(class.k, j, &answer.shift)
+            class.gram.reach(k, j, &answer.shift)
         } else {
-            pushed[class.k] - pushed[j]
+            pushed.values[k] - pushed.values[j] - pushed.error * class.gram.both_lengths(k, j)
         };
         worst = worst.max(r - reached);
         scale = scale.max(r.abs());

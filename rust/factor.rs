@@ -1,6 +1,6 @@
-//! A triangular factor that grows and shrinks by one row at a time. May use: margins' dot.
+//! A triangular factor that grows and shrinks by one row at a time. May use: linalg.
 
-use crate::margins::dot;
+use crate::linalg::dot;
 
 /// L of G = L L^T, stored by rows; row i has i + 1 entries used.
 ///

@@ -1,13 +1,11 @@
 //! Constraint generation: a few constraints solved exactly, all of them priced, the violated ones added, until none is. May use: working_set,
 //! the engines.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use crate::active_set::ActiveSet;
+use crate::control::Control;
 use crate::interior;
 use crate::problem::Engine;
-use crate::working_set::{Attempt, Class, Ended, WorkingSet};
+use crate::working_set::{Attempt, Class, Ended, Prices, WorkingSet};
 
 /// Rounds are few (5-15 on real heads); the cap is for what rounding may do.
 const ROUNDS: usize = 500;
@@ -16,7 +14,7 @@ const VIOLATED: f64 = 1e-12;
 
 /// Solves with the given engine; `kernel` is the active set's workspace, reused from class to class.
 /// `careful` makes it factor vectors rather than their Gram matrix.
-pub fn attempt(class: &mut Class, engine: Engine, careful: bool, kernel: &mut ActiveSet, cancel: &Arc<AtomicBool>) -> Attempt {
+pub fn attempt(class: &mut Class, engine: Engine, careful: bool, kernel: &mut ActiveSet, control: &Control) -> Attempt {
     if let Some(j) = class.contradiction() {
         return Attempt {
             ended: Ended::Infeasible,
@@ -26,41 +24,43 @@ pub fn attempt(class: &mut Class, engine: Engine, careful: bool, kernel: &mut Ac
         };
     }
     match engine {
-        Engine::Auto | Engine::ActiveSet => generate(class, &mut Kernel::active_set(kernel, careful), cancel),
-        Engine::Clarabel => generate(class, &mut Kernel::Clarabel(Vec::new(), Vec::new(), 0), cancel),
+        Engine::Auto | Engine::ActiveSet => generate(class, &mut Kernel::active_set(kernel, careful), control),
+        Engine::Clarabel => generate(class, &mut Kernel::Clarabel(Vec::new(), Vec::new(), 0), control),
         Engine::ClarabelFull => {
             let rivals: Vec<usize> = class.rivals().collect();
             rivals.iter().for_each(|&j| class.sharpen(j));
             let mut ws = WorkingSet::default();
             rivals.iter().for_each(|&j| ws.push(class, j));
             let mut kernel = Kernel::Clarabel(Vec::new(), Vec::new(), 0);
-            let ended = kernel.solve(class, &ws, 0.0, cancel);
+            let ended = kernel.solve(class, &ws, 0.0, control);
             kernel.report(class, &ws, ended)
         }
     }
 }
 
 /// Constraint generation: violated constraints are made exact, and join if they are still violated then.
-fn generate(class: &mut Class, kernel: &mut Kernel, cancel: &Arc<AtomicBool>) -> Attempt {
+fn generate(class: &mut Class, kernel: &mut Kernel, control: &Control) -> Attempt {
     let mut ws = WorkingSet::new(kernel.wants_vectors());
-    let mut prices = Vec::new();
+    let mut prices = Prices::default();
     for _ in 0..ROUNDS {
         let (active, multipliers) = kernel.multipliers(class, &ws);
         class.price(&active, &multipliers, &mut prices);
         let tolerance = VIOLATED * class.distance(&active, &multipliers);
-        let shift = kernel
-            .shift(&ws, class.gram.dim())
-            .unwrap_or_else(|| class.combine(&active, &multipliers));
-        let joining = class.joining(&prices, tolerance, &ws.members, &shift);
+        let (gram, k) = (class.gram, class.k);
+        let joining = class.joining(&prices, tolerance, &ws.members, || {
+            kernel
+                .shift(&ws, gram.dim())
+                .unwrap_or_else(|| gram.combine(k, &active, &multipliers))
+        });
         if joining.is_empty() {
             return kernel.report(class, &ws, Ended::Optimal);
         }
-        if cancel.load(Ordering::Relaxed) {
+        if control.cancelled() {
             break;
         }
         kernel.compact(&mut ws);
         joining.iter().for_each(|&j| ws.push(class, j));
-        let ended = kernel.solve(class, &ws, tolerance, cancel);
+        let ended = kernel.solve(class, &ws, tolerance, control);
         if ended != Ended::Optimal {
             return kernel.report(class, &ws, ended);
         }
@@ -92,7 +92,7 @@ impl<'a> Kernel<'a> {
         }
     }
 
-    fn solve(&mut self, class: &Class, ws: &WorkingSet, tolerance: f64, cancel: &Arc<AtomicBool>) -> Ended {
+    fn solve(&mut self, class: &Class, ws: &WorkingSet, tolerance: f64, control: &Control) -> Ended {
         match self {
             Kernel::ActiveSet(kernel) => kernel.solve(ws, tolerance),
             Kernel::Clarabel(positions, values, iterations) => {
@@ -100,7 +100,7 @@ impl<'a> Kernel<'a> {
                     ended,
                     x,
                     iterations: steps,
-                } = interior::solve(class, ws, cancel);
+                } = interior::solve(class, ws, control);
                 *iterations += steps;
                 *positions = (0..x.len()).filter(|&i| x[i] > 0.0).collect();
                 *values = positions.iter().map(|&i| x[i]).collect();

@@ -1,11 +1,10 @@
-//! M = W W^T, computed once for all classes: (w_k-w_j)^T (w_k-w_l) = M_kk - M_kl - M_kj + M_jl. May use: problem, margins' GEMM.
-
-use std::sync::atomic::{AtomicBool, Ordering};
+//! M = W W^T, computed once for all classes: (w_k-w_j)^T (w_k-w_l) = M_kk - M_kl - M_kj + M_jl. May use: problem, linalg, control.
 
 use rayon::prelude::*;
 
-use crate::margins::{dot, multiply_transposed};
-use crate::problem::{Problem, ProblemError, difference_dot_f64};
+use crate::control::Control;
+use crate::linalg::{add_scaled, add_scaled_difference, add_scaled_f32, difference_dot_f64, dot, multiply_transposed};
+use crate::problem::{Problem, ProblemError};
 
 /// Rows whose squared distance is below this share of their squared norms: M has lost six digits of it, so use the difference itself.
 const CLOSE: f64 = 1e-6;
@@ -32,12 +31,12 @@ enum Entries {
 }
 
 impl<'a> Gram<'a> {
-    pub fn new(problem: &'a Problem<'_>, cancel: &AtomicBool) -> Result<Self, ProblemError> {
+    pub fn new(problem: &'a Problem<'_>, control: &Control) -> Result<Self, ProblemError> {
         let (c, d) = (problem.classes, problem.dim);
         let weight = &problem.weight;
         let squares: Vec<f64> = weight.chunks_exact(d).map(|w| dot(w, w)).collect();
         let rows = |block: usize, out: &mut [f64]| {
-            if !cancel.load(Ordering::Relaxed) {
+            if !control.cancelled() {
                 multiply_transposed(&weight[block * BLOCK * d..], weight, out, out.len() / c, d, c);
             }
         };
@@ -68,7 +67,7 @@ impl<'a> Gram<'a> {
                 );
             Entries::F32(m)
         };
-        if cancel.load(Ordering::Relaxed) {
+        if control.cancelled() {
             return Err(ProblemError::Cancelled);
         }
         let lengths_of_rows = squares.iter().map(|v| v.sqrt()).collect();
@@ -106,8 +105,8 @@ impl<'a> Gram<'a> {
         for (l, x) in terms {
             let part = l * self.classes..(l + 1) * self.classes;
             match &self.m {
-                Entries::F64(m) => out.iter_mut().zip(&m[part]).for_each(|(o, m)| *o += x * m),
-                Entries::F32(m) => out.iter_mut().zip(&m[part]).for_each(|(o, m)| *o += x * f64::from(*m)),
+                Entries::F64(m) => add_scaled(out, x, &m[part]),
+                Entries::F32(m) => add_scaled_f32(out, x, &m[part]),
             }
             size += x.abs() * self.lengths_of_rows[l];
         }
@@ -159,6 +158,20 @@ impl<'a> Gram<'a> {
 
     pub fn difference(&self, k: usize, j: usize) -> Vec<f64> {
         self.row(k).iter().zip(self.row(j)).map(|(a, b)| a - b).collect()
+    }
+
+    /// s = sum of multipliers times a_j, from the rows themselves.
+    pub fn combine(&self, k: usize, active: &[usize], multipliers: &[f64]) -> Vec<f64> {
+        let mut s = vec![0.0; self.dim];
+        for (&j, &x) in active.iter().zip(multipliers) {
+            add_scaled_difference(&mut s, x, self.row(k), self.row(j));
+        }
+        s
+    }
+
+    /// Whether entries of M are good to float64.
+    pub fn is_precise(&self) -> bool {
+        matches!(self.m, Entries::F64(_))
     }
 
     /// a_j^T s from the rows themselves.

@@ -1,11 +1,11 @@
 //! Clarabel on a working set. May use: working_set's view of the problem, clarabel.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use clarabel::algebra::CscMatrix;
 use clarabel::solver::{DefaultSettings, DefaultSolver, IPSolver, NonnegativeConeT, SolverStatus};
 
+use crate::control::Control;
 use crate::working_set::{Class, Ended, WorkingSet, unit_rows};
 
 /// Where nothing else tells zero from positive: entries of a Farkas ray below this share of the largest are zero.
@@ -22,7 +22,7 @@ pub struct Interior {
 }
 
 /// Solves on the whole working set.
-pub fn solve(class: &Class, ws: &WorkingSet, cancel: &Arc<AtomicBool>) -> Interior {
+pub fn solve(class: &Class, ws: &WorkingSet, control: &Control) -> Interior {
     let mut iterations = 0;
     let mut last = Interior {
         ended: Ended::Stalled,
@@ -30,12 +30,12 @@ pub fn solve(class: &Class, ws: &WorkingSet, cancel: &Arc<AtomicBool>) -> Interi
         iterations,
     };
     for step in STEP_FRACTIONS {
-        let Some((to_the_end, run)) = run(class, ws, step, cancel) else {
+        let Some((to_the_end, run)) = run(class, ws, step, control) else {
             break;
         };
         iterations += run.iterations;
         last = Interior { iterations, ..run };
-        if to_the_end || cancel.load(Ordering::Relaxed) {
+        if to_the_end || control.cancelled() {
             break;
         }
     }
@@ -46,7 +46,7 @@ pub fn solve(class: &Class, ws: &WorkingSet, cancel: &Arc<AtomicBool>) -> Interi
 ///
 /// Of the primal (d variables) and the dual (one variable per constraint) the one with fewer variables is posed: its quadratic term is
 /// positive definite in general position, where the other's is singular.
-fn run(class: &Class, ws: &WorkingSet, step: f64, cancel: &Arc<AtomicBool>) -> Option<(bool, Interior)> {
+fn run(class: &Class, ws: &WorkingSet, step: f64, control: &Control) -> Option<(bool, Interior)> {
     let m = ws.len();
     // Units in which the deepest constraint is one suit Clarabel's absolute tolerances.
     let unit = ws.r.iter().fold(0.0_f64, |a, r| a.max(r.abs())).max(f64::MIN_POSITIVE);
@@ -57,7 +57,7 @@ fn run(class: &Class, ws: &WorkingSet, step: f64, cancel: &Arc<AtomicBool>) -> O
     } else {
         pose_dual(ws, &r, step)
     }?;
-    let cancelled = Arc::clone(cancel);
+    let cancelled = control.flag();
     solver.set_termination_callback(move |_: &_| cancelled.load(Ordering::Relaxed));
     solver.solve();
 

@@ -14,9 +14,11 @@
 //! The rooms, each of which may use those above it:
 //!
 //! * [`problem`]: head, latents, settings, input checks, errors.
+//! * [`control`]: how far a solve is, where its time went, and the wish to stop it.
 //! * `max_plus`: the kernel whose cost is \\(nC^2\\), in the machine's widest registers.
 //! * `order`: selection of an order statistic, for quantiles below 1.
-//! * `margins`: logits and their collapse to \\(r\\).
+//! * `linalg`, `layout`: products in a fixed order; samples by group and block.
+//! * `logits`, `margins`: logits and their collapse to \\(r\\).
 //! * `gram`: the shared \\(M=WW^\top\\), and differences of rows where it loses digits.
 //! * `factor`: an up- and down-dated Cholesky factor.
 //! * `working_set`: a class's QP and working sets of its constraints.
@@ -27,6 +29,7 @@
 //! * `py`: the bindings.
 
 pub mod batch;
+pub mod control;
 pub mod problem;
 
 mod active_set;
@@ -35,6 +38,9 @@ mod factor;
 mod generation;
 mod gram;
 mod interior;
+mod layout;
+mod linalg;
+mod logits;
 mod margins;
 mod max_plus;
 mod order;

@@ -1,9 +1,10 @@
-//! What is solved, how, and what is wrong with an input. May use: ndarray, rayon.
+//! What is solved, how, and what is wrong with an input. May use: linalg, ndarray, rayon.
 
-use multiversion::multiversion;
 use ndarray::{ArrayView1, ArrayView2};
 use rayon::prelude::*;
 use thiserror::Error;
+
+use crate::linalg::{difference_dot_f32, difference_dot_f64, extent_f32, extent_f64};
 
 /// Malformed input. How a well-formed problem ended is a [`Status`], never an error.
 #[derive(Debug, Error, Clone, PartialEq)]
@@ -22,6 +23,10 @@ pub enum ProblemError {
     TooLarge { argument: &'static str },
     #[error("classes must be in 0..{classes}, got {got}")]
     ClassRange { classes: usize, got: usize },
+    #[error("labels must have one entry per sample ({samples}), got {got}")]
+    LabelCount { samples: usize, got: usize },
+    #[error("labels must be in 0..{classes}, got {got}")]
+    LabelRange { classes: usize, got: usize },
     #[error("quantile must be in (0, 1], got {got}")]
     Quantile { got: f64 },
     #[error("tol must be in [1e-12, 1e-2], got {got}")]
@@ -178,7 +183,10 @@ impl<'a> Problem<'a> {
             Some(b) => b.to_vec(),
             None => vec![0.0; classes],
         };
-        let mut weight: Vec<f64> = weight.iter().copied().collect();
+        let mut weight: Vec<f64> = match weight.as_slice() {
+            Some(contiguous) => contiguous.to_vec(),
+            None => weight.iter().copied().collect(),
+        };
         let largest_weight = largest_finite("weight", weight.chunks_exact(dim))?;
         largest_finite("bias", bias.chunks_exact(1))?;
         let (largest_latent, longest_latent) = survey(&latents, dim, samples)?;
@@ -217,6 +225,32 @@ impl<'a> Problem<'a> {
         })
     }
 
+    pub fn check_classes(&self, classes: &[usize]) -> Result<(), ProblemError> {
+        match classes.iter().find(|&&k| k >= self.classes) {
+            Some(&got) => Err(ProblemError::ClassRange {
+                classes: self.classes,
+                got,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    pub fn check_labels(&self, labels: &[usize]) -> Result<(), ProblemError> {
+        if labels.len() != self.samples {
+            return Err(ProblemError::LabelCount {
+                samples: self.samples,
+                got: labels.len(),
+            });
+        }
+        match labels.iter().find(|&&l| l >= self.classes) {
+            Some(&got) => Err(ProblemError::LabelRange {
+                classes: self.classes,
+                got,
+            }),
+            None => Ok(()),
+        }
+    }
+
     pub fn row(&self, class: usize) -> &[f64] {
         &self.weight[class * self.dim..(class + 1) * self.dim]
     }
@@ -226,16 +260,16 @@ impl<'a> Problem<'a> {
         self.row_lengths[class]
     }
 
-    /// Copies scaled latents from sample `first` on into `out`, rounded to float32.
-    pub fn latents_into(&self, first: usize, out: &mut [f32]) {
+    /// Copies the scaled latents of some samples into `out`, rounded to float32.
+    pub fn latents_into(&self, samples: impl Iterator<Item = usize>, out: &mut [f32]) {
         let scale = self.latent_scale;
         let mut copy = vec![0.0; self.dim];
-        for (i, out) in out.chunks_exact_mut(self.dim).enumerate() {
-            match self.latents.contiguous_row(first + i) {
+        for (out, sample) in out.chunks_exact_mut(self.dim).zip(samples) {
+            match self.latents.contiguous_row(sample) {
                 // Powers of two beyond float32's range would overflow in between.
                 Some(Row::F32(z)) if (1e-30..1e30).contains(&scale) => out.iter_mut().zip(z).for_each(|(o, v)| *o = v * scale as f32),
                 _ => {
-                    self.latents.copy_row(first + i, &mut copy);
+                    self.latents.copy_row(sample, &mut copy);
                     out.iter_mut().zip(&copy).for_each(|(o, v)| *o = (v * scale) as f32);
                 }
             }
@@ -268,29 +302,6 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// Sum of (a - b) (z scale), in a fixed order that the compiler can vectorise. Scaling comes first: it keeps products of tiny latents
-/// out of the denormal range.
-#[inline(always)]
-fn difference_dot<T: Copy + Into<f64>>(a: &[f64], b: &[f64], z: &[T], scale: f64) -> f64 {
-    let mut acc = [0.0; 16];
-    for ((a, b), z) in a.chunks(16).zip(b.chunks(16)).zip(z.chunks(16)) {
-        for (((s, a), b), z) in acc.iter_mut().zip(a).zip(b).zip(z) {
-            *s += (a - b) * ((*z).into() * scale);
-        }
-    }
-    acc.iter().sum()
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-fn difference_dot_f32(a: &[f64], b: &[f64], z: &[f32], scale: f64) -> f64 {
-    difference_dot(a, b, z, scale)
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-pub fn difference_dot_f64(a: &[f64], b: &[f64], z: &[f64], scale: f64) -> f64 {
-    difference_dot(a, b, z, scale)
-}
-
 /// The power of two that brings `largest` into [1, 2); 1 for zero.
 fn unit_scale(largest: f64) -> f64 {
     if largest == 0.0 {
@@ -316,6 +327,14 @@ fn largest_finite<'a>(argument: &'static str, rows: impl Iterator<Item = &'a [f6
 /// Largest entry and largest Euclidean norm of the latents.
 fn survey(latents: &Latents, dim: usize, samples: usize) -> Result<(f64, f64), ProblemError> {
     let of_row = |row: &mut Vec<f64>, i: usize| {
+        let (largest, square) = match latents.contiguous_row(i) {
+            Some(Row::F32(z)) => extent_f32(z),
+            Some(Row::F64(z)) => extent_f64(z),
+            None => (0.0, f64::NAN),
+        };
+        if square.is_finite() && (1e-150..1e150).contains(&largest) {
+            return Ok((largest, square.sqrt()));
+        }
         latents.copy_row(i, row);
         if let Some(&value) = row.iter().find(|v| !v.is_finite()) {
             let argument = "latents";

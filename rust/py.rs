@@ -1,7 +1,6 @@
 //! The bindings: arrays in, arrays out. No arithmetic, and the only file that names pyo3 or numpy. May use: batch, problem.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::HashMap;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -10,7 +9,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::batch::{self, Solution};
+use crate::batch::{self, Solution, on_threads};
+use crate::control::{Control, STAGES};
 use crate::problem::{Engine, Latents, Problem, ProblemError, Settings, Status};
 
 /// How often a running solve looks for Ctrl-C.
@@ -57,80 +57,122 @@ fn status_code(status: Status) -> u8 {
     }
 }
 
-/// Runs `work` on another thread with the GIL released, and raises what Ctrl-C raises while it runs.
-fn interruptible<T: Send>(py: Python<'_>, work: impl FnOnce(&Arc<AtomicBool>) -> T + Send) -> PyResult<T> {
-    let cancel = Arc::new(AtomicBool::new(false));
-    py.detach(|| {
+/// Runs `work` on another thread with the GIL released; tells `progress` how many QPs are done, and raises what it or Ctrl-C raises.
+fn interruptible<T: Send>(
+    py: Python<'_>,
+    progress: Option<&Bound<'_, PyAny>>,
+    control: &Control,
+    work: impl FnOnce() -> Result<T, ProblemError> + Send,
+) -> PyResult<T> {
+    let progress = progress.map(|p| p.clone().unbind());
+    let look = |py: Python<'_>| {
+        py.check_signals()?;
+        progress.as_ref().map_or(Ok(()), |p| p.call1(py, (control.done(),)).map(drop))
+    };
+    let result = py.detach(|| {
         std::thread::scope(|scope| {
             let (done, wait) = channel::<()>();
-            let worker = scope.spawn(|| {
-                let result = work(&cancel);
+            let worker = scope.spawn(move || {
+                let result = work();
                 drop(done);
                 result
             });
             let mut interrupted = None;
             while let Err(RecvTimeoutError::Timeout) = wait.recv_timeout(SIGNAL_INTERVAL) {
-                if let Err(error) = Python::attach(|py| py.check_signals()) {
+                if let Err(error) = Python::attach(look) {
                     interrupted = Some(error);
-                    cancel.store(true, Ordering::Relaxed);
+                    control.cancel();
                     break;
                 }
             }
             let result = worker.join().expect("the solver does not panic");
-            interrupted.map_or(Ok(result), Err)
+            interrupted.map_or_else(|| result.map_err(PyErr::from), Err)
         })
-    })
+    })?;
+    look(py)?;
+    Ok(result)
 }
 
-/// See `_rust.pyi`.
-#[pyfunction]
-#[pyo3(signature = (weight, bias, latents, classes, quantile, engine, tol, threads))]
-#[allow(clippy::too_many_arguments)]
-fn solve<'py>(
-    py: Python<'py>,
+/// What `solve` and `solve_pairs` have in common.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Arguments<'py> {
     weight: PyReadonlyArray2<'py, f64>,
     bias: Option<PyReadonlyArray1<'py, f64>>,
     latents: LatentArray<'py>,
     classes: Vec<usize>,
     quantile: f64,
-    engine: &str,
+    engine: String,
     tol: f64,
     threads: Option<usize>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let settings = Settings {
-        quantile,
-        engine: engine_named(engine)?,
-        tol,
-        threads,
-    };
-    let (weight, bias) = (weight.as_array(), bias.as_ref().map(|b| b.as_array()));
-    let latents = match &latents {
-        LatentArray::F32(z) => Latents::F32(z.as_array()),
-        LatentArray::F64(z) => Latents::F64(z.as_array()),
-    };
-    let solutions = interruptible(py, |cancel| {
-        let problem = Problem::new(weight, bias, latents)?;
-        batch::solve(&problem, &classes, &settings, cancel)
-    })??;
-    columns(py, &solutions)
+    progress: Option<Bound<'py, PyAny>>,
+}
+
+impl Arguments<'_> {
+    fn run(
+        &self,
+        py: Python<'_>,
+        control: &Control,
+        work: impl FnOnce(&Problem, &[usize], &Settings) -> Result<Vec<Solution>, ProblemError> + Send,
+    ) -> PyResult<Vec<Solution>> {
+        let settings = Settings {
+            quantile: self.quantile,
+            engine: engine_named(&self.engine)?,
+            tol: self.tol,
+            threads: self.threads,
+        };
+        let (weight, bias) = (self.weight.as_array(), self.bias.as_ref().map(|b| b.as_array()));
+        let latents = match &self.latents {
+            LatentArray::F32(z) => Latents::F32(z.as_array()),
+            LatentArray::F64(z) => Latents::F64(z.as_array()),
+        };
+        let classes = &self.classes;
+        interruptible(py, self.progress.as_ref(), control, || {
+            settings.check()?;
+            on_threads(settings.threads, || work(&Problem::new(weight, bias, latents)?, classes, &settings))?
+        })
+    }
+}
+
+/// See `_rust.pyi`.
+#[pyfunction]
+fn solve<'py>(py: Python<'py>, arguments: Arguments<'py>) -> PyResult<Bound<'py, PyDict>> {
+    let control = Control::default();
+    let solutions = arguments.run(py, &control, |problem, classes, settings| {
+        batch::solve(problem, classes, settings, &control)
+    })?;
+    columns(py, &solutions, &control)
+}
+
+/// See `_rust.pyi`.
+#[pyfunction]
+fn solve_pairs<'py>(py: Python<'py>, arguments: Arguments<'py>, labels: Vec<usize>) -> PyResult<Bound<'py, PyDict>> {
+    let control = Control::default();
+    let solutions = arguments.run(py, &control, |problem, targets, settings| {
+        batch::solve_pairs(problem, targets, &labels, settings, &control)
+    })?;
+    columns(py, &solutions, &control)
 }
 
 /// Struct of arrays.
-fn columns<'py>(py: Python<'py>, solutions: &[Solution]) -> PyResult<Bound<'py, PyDict>> {
+fn columns<'py>(py: Python<'py>, solutions: &[Solution], control: &Control) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
     let floats = |get: fn(&Solution) -> f64| PyArray1::from_iter(py, solutions.iter().map(get));
     let bytes = |get: fn(&Solution) -> u8| PyArray1::from_iter(py, solutions.iter().map(get));
+    // The one large column: slices are copied far faster than entries.
+    let mut shifts = Vec::with_capacity(solutions.iter().map(|s| s.shift.len()).sum());
+    solutions.iter().for_each(|s| shifts.extend_from_slice(&s.shift));
     let flat = |get: fn(&Solution) -> &[usize]| PyArray1::from_iter(py, solutions.iter().flat_map(get).map(|&v| v as i64));
     let mut indptr = vec![0i64];
     for s in solutions {
         indptr.push(indptr[indptr.len() - 1] + s.active.len() as i64);
     }
+    let indices = |get: fn(&Solution) -> usize| PyArray1::from_iter(py, solutions.iter().map(|s| get(s) as i64));
+    out.set_item("classes", indices(|s| s.class))?;
+    out.set_item("sources", indices(|s| s.source))?;
     out.set_item("norms", floats(|s| s.norm))?;
     out.set_item("status", bytes(|s| status_code(s.status)))?;
-    out.set_item(
-        "perturbations",
-        PyArray1::from_iter(py, solutions.iter().flat_map(|s| s.shift.iter().copied())),
-    )?;
+    out.set_item("perturbations", PyArray1::from_vec(py, shifts))?;
     out.set_item("indptr", PyArray1::from_vec(py, indptr))?;
     out.set_item("active", flat(|s| &s.active))?;
     out.set_item(
@@ -142,13 +184,18 @@ fn columns<'py>(py: Python<'py>, solutions: &[Solution]) -> PyResult<Bound<'py, 
     out.set_item("primal_residual", floats(|s| s.primal))?;
     out.set_item("dual_residual", floats(|s| s.dual))?;
     out.set_item("gap", floats(|s| s.gap))?;
-    out.set_item("iterations", PyArray1::from_iter(py, solutions.iter().map(|s| s.iterations as i64)))?;
+    out.set_item("iterations", indices(|s| s.iterations))?;
     out.set_item("engine", bytes(|s| engine_code(s.engine)))?;
+    out.set_item(
+        "stage_seconds",
+        STAGES.into_iter().zip(control.seconds()).collect::<HashMap<_, _>>(),
+    )?;
     Ok(out)
 }
 
 #[pymodule]
 fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add_function(wrap_pyfunction!(solve, module)?)
+    module.add_function(wrap_pyfunction!(solve, module)?)?;
+    module.add_function(wrap_pyfunction!(solve_pairs, module)?)
 }

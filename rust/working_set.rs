@@ -1,7 +1,10 @@
-//! One class's QP, its margins made exact as they are needed, and working sets of its constraints. May use: gram, margins.
+//! One class's QP, its margins made exact as they are needed, and working sets of its constraints. May use: gram, linalg, margins.
+
+use std::cell::OnceCell;
 
 use crate::gram::Gram;
-use crate::margins::{Peaks, dot};
+use crate::linalg::dot;
+use crate::margins::Margins;
 
 /// Violated constraints that join per round.
 const JOIN: usize = 12;
@@ -16,7 +19,7 @@ pub enum Ended {
 }
 
 /// The QP of one class: a_j^T s >= r_j for all rivals j.
-pub struct Class<'a, 'p> {
+pub struct Class<'a> {
     pub gram: &'a Gram<'a>,
     pub k: usize,
     /// Margins by class, -inf at k: upper bounds, until they are sharpened to their exact values.
@@ -25,9 +28,10 @@ pub struct Class<'a, 'p> {
     pub samples: Vec<Option<usize>>,
     /// |a_j| by class; 0 at k and at exact duplicates.
     pub lengths: Vec<f64>,
-    peaks: &'a Peaks<'a, 'p>,
-    /// Which of the peaks' targets this is.
+    margins: &'a dyn Margins,
+    /// Which of the margins' targets this is, and whose samples count.
     t: usize,
+    pub group: usize,
 }
 
 /// What an engine makes of a class. Nothing in it is trusted before `certificate` has looked.
@@ -36,6 +40,14 @@ pub struct Attempt {
     pub active: Vec<usize>,
     pub multipliers: Vec<f64>,
     pub iterations: usize,
+}
+
+/// At most how far a shift is from the half-space of each rival.
+#[derive(Default)]
+pub struct Prices {
+    values: Vec<f64>,
+    /// The part that is rounding, per |w_k| + |w_j|.
+    error: f64,
 }
 
 /// Some constraints, each divided by |a_j|, so that a violation is a distance and the diagonal of G is one.
@@ -96,9 +108,9 @@ impl WorkingSet {
     }
 }
 
-impl<'a, 'p> Class<'a, 'p> {
-    pub fn new(gram: &'a Gram<'a>, peaks: &'a Peaks<'a, 'p>, t: usize, k: usize) -> Self {
-        let r = peaks.upper_bounds(t);
+impl<'a> Class<'a> {
+    pub fn new(gram: &'a Gram<'a>, margins: &'a dyn Margins, t: usize, k: usize, group: usize) -> Self {
+        let r = margins.upper_bounds(t, group);
         let samples = vec![None; r.len()];
         let mut class = Class {
             gram,
@@ -106,8 +118,9 @@ impl<'a, 'p> Class<'a, 'p> {
             r,
             samples,
             lengths: gram.lengths(k),
-            peaks,
+            margins,
             t,
+            group,
         };
         // Rows that nearly equal w_k cannot wait: their bounds are far too loose to price.
         for &j in gram.close_to(k) {
@@ -119,7 +132,7 @@ impl<'a, 'p> Class<'a, 'p> {
     /// Replaces the upper bound on r_j by r_j.
     pub fn sharpen(&mut self, j: usize) {
         if self.samples[j].is_none() {
-            let (margin, sample) = self.peaks.exact(self.t, j);
+            let (margin, sample) = self.margins.exact(self.t, self.group, j);
             self.r[j] = margin;
             self.samples[j] = Some(sample);
             self.lengths[j] = self.gram.inners(self.k, j, &[j])[0].max(0.0).sqrt();
@@ -136,7 +149,8 @@ impl<'a, 'p> Class<'a, 'p> {
     }
 
     /// At most how far s is from the half-space of each rival: -inf at k and its duplicates.
-    pub fn price(&self, active: &[usize], multipliers: &[f64], out: &mut Vec<f64>) {
+    pub fn price(&self, active: &[usize], multipliers: &[f64], prices: &mut Prices) {
+        let out = &mut prices.values;
         let error = self.gram.push(self.k, active, multipliers, out);
         let own = out[self.k];
         for (j, o) in out.iter_mut().enumerate() {
@@ -146,17 +160,7 @@ impl<'a, 'p> Class<'a, 'p> {
                 f64::NEG_INFINITY
             };
         }
-    }
-
-    /// s = sum of multipliers times a_j, from W itself.
-    pub fn combine(&self, active: &[usize], multipliers: &[f64]) -> Vec<f64> {
-        let mut s = vec![0.0; self.gram.dim()];
-        for (&j, &x) in active.iter().zip(multipliers) {
-            for (s, a) in s.iter_mut().zip(self.gram.difference(self.k, j)) {
-                *s += x * a;
-            }
-        }
-        s
+        prices.error = error;
     }
 
     /// A lower bound on the norm, to measure violations by: that of the multipliers, or the deepest single constraint.
@@ -167,18 +171,26 @@ impl<'a, 'p> Class<'a, 'p> {
     }
 
     /// Up to [`JOIN`] constraints outside the working set that s violates. Prices are upper bounds: the worst are looked at exactly, then
-    /// the next, until some are really violated.
-    pub fn joining(&mut self, prices: &[f64], tolerance: f64, members: &[usize], s: &[f64]) -> Vec<usize> {
-        let mut doubtful: Vec<usize> = self.rivals().filter(|&j| prices[j] > tolerance && !members.contains(&j)).collect();
-        let worst_first = |a: &usize, b: &usize| prices[*b].total_cmp(&prices[*a]).then(a.cmp(b));
+    /// the next, until some are really violated. The shift itself is asked for only where rounding of the prices leaves that open.
+    pub fn joining(&mut self, prices: &Prices, tolerance: f64, members: &[usize], shift: impl Fn() -> Vec<f64>) -> Vec<usize> {
+        let mut doubtful: Vec<usize> = (0..self.r.len())
+            .filter(|&j| prices.values[j] > tolerance && !members.contains(&j))
+            .collect();
+        let worst_first = |a: &usize, b: &usize| prices.values[*b].total_cmp(&prices.values[*a]).then(a.cmp(b));
+        let s = OnceCell::new();
         while !doubtful.is_empty() {
             let count = JOIN.min(doubtful.len());
             doubtful.select_nth_unstable_by(count - 1, worst_first);
             let rest = doubtful.split_off(count);
             let mut violated = std::mem::replace(&mut doubtful, rest);
             violated.retain(|&j| {
+                let missed = prices.values[j] * self.lengths[j] - self.r[j];
                 self.sharpen(j);
-                (self.r[j] - self.gram.reach(self.k, j, s)) / self.lengths[j] > tolerance
+                let (length, most) = (self.lengths[j], missed + self.r[j]);
+                let rounding = 2.0 * prices.error * self.gram.both_lengths(self.k, j);
+                most > tolerance * length
+                    && (most - rounding > tolerance * length
+                        || self.r[j] - self.gram.reach(self.k, j, s.get_or_init(&shift)) > tolerance * length)
             });
             if !violated.is_empty() {
                 violated.sort_unstable();

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tacfast._rust import __version__
 from tacfast.errors import CheckpointError, ModelError, ProblemError, SolveError, TacfastError
+from tacfast.pairs import PairSolutions, solve_pairs
 from tacfast.repair import RepairResult, repair
 from tacfast.scan import ScanReport, Suspect, scan, scan_head
 from tacfast.solver import TacSolutions, solve
@@ -14,6 +15,7 @@ from tacfast.solver import TacSolutions, solve
 __all__ = [
     "CheckpointError",
     "ModelError",
+    "PairSolutions",
     "ProblemError",
     "RepairResult",
     "ScanReport",
@@ -26,4 +28,5 @@ __all__ = [
     "scan",
     "scan_head",
     "solve",
+    "solve_pairs",
 ]

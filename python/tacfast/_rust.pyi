@@ -1,17 +1,36 @@
-"""The compiled core. `tacfast.solve` checks types and wraps what this returns."""
+"""The compiled core. `tacfast.solve` and `tacfast.solve_pairs` check types and wrap what this returns."""
 
-from typing import TypedDict
+from collections.abc import Callable
+from typing import TypedDict, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["__version__", "solve"]
+__all__ = ["__version__", "solve", "solve_pairs"]
 
 __version__: str
 
-class _Columns(TypedDict):
-    """Struct of arrays over the m classes asked for; see `tacfast.TacSolutions` for their meaning."""
+@type_check_only
+class Arguments(TypedDict):
+    """What both functions take."""
 
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64] | None
+    latents: NDArray[np.float32] | NDArray[np.float64]
+    classes: list[int]
+    quantile: float
+    engine: str
+    tol: float
+    threads: int | None
+    progress: Callable[[int], object] | None
+
+@type_check_only
+class Columns(TypedDict):
+    """Struct of arrays over the QPs; see `tacfast.TacSolutions` for their meaning. `sources` is 0 and
+    `perturbations` is there but for pairs."""
+
+    classes: NDArray[np.int64]
+    sources: NDArray[np.int64]
     norms: NDArray[np.float64]
     status: NDArray[np.uint8]
     perturbations: NDArray[np.float64]
@@ -25,15 +44,10 @@ class _Columns(TypedDict):
     gap: NDArray[np.float64]
     iterations: NDArray[np.int64]
     engine: NDArray[np.uint8]
+    stage_seconds: dict[str, float]
 
-def solve(
-    weight: NDArray[np.float64],
-    bias: NDArray[np.float64] | None,
-    latents: NDArray[np.float32] | NDArray[np.float64],
-    classes: list[int],
-    quantile: float,
-    engine: str,
-    tol: float,
-    threads: int | None,
-) -> _Columns:
-    """Solve the given classes; raises ValueError on malformed input. Releases the GIL; Ctrl-C stops it."""
+def solve(arguments: Arguments) -> Columns:
+    """Solve the given classes; raises ValueError on malformed input. Releases the GIL; Ctrl-C, or what `progress` raises, stops it."""
+
+def solve_pairs(arguments: Arguments, labels: list[int]) -> Columns:
+    """Solve the given target classes for the samples of each other label, by target and then by source. As `solve` otherwise."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, SupportsIndex, get_args
 
@@ -15,6 +15,8 @@ from tacfast import _rust
 from tacfast.errors import ProblemError
 
 Engine = Literal["auto", "active-set", "clarabel", "clarabel-full"]
+#: (done, total)
+Progress = Callable[[int, int], object]
 
 #: Status codes of the core, in order.
 STATUSES = np.array(["solved", "trivial", "unreachable", "not-converged"])
@@ -59,6 +61,8 @@ class TacSolutions:
     engine: NDArray[np.str_]
     #: The order statistic that stood for the maximum over samples.
     quantile: float
+    #: Seconds by stage: "logits" and "gram" by the clock, "collapse" and "qp" summed over the worker threads.
+    stage_seconds: dict[str, float]
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{np.sum(self.status == s)} {s}" for s in STATUSES if np.any(self.status == s))
@@ -75,7 +79,7 @@ class TacSolutions:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as lists and numbers, ready for JSON: what is infinite or NaN becomes None."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
 
     def verify(self, weight: ArrayLike, bias: ArrayLike | None, latents: ArrayLike) -> dict[str, NDArray[np.float64]]:
         """Recompute every certificate from the problem alone, in numpy and float64. O(n·C) a class.
@@ -142,6 +146,7 @@ def solve(
     engine: Engine = "auto",
     tol: float = 1e-9,
     threads: int | None = None,
+    progress: Progress | None = None,
 ) -> TacSolutions:
     """Find, for each class, the smallest shift of the latents that sends every sample to it.
 
@@ -155,7 +160,10 @@ def solve(
         engine: "auto" is the active-set kernel, with Clarabel for what its certificate does not cover; "active-set" and "clarabel" use one
             alone; "clarabel-full" gives Clarabel all C - 1 constraints at once and is meant for tests.
         tol: largest relative primal residual, dual residual and duality gap of a class called solved.
-        threads: worker threads; None uses every core. Results are the same for any number.
+        threads: worker threads; None uses every core. Results are the same for any number. There are no others:
+            the core calls no BLAS.
+        progress: called about twenty times a second, on the calling thread, with (classes done, classes in all). What it raises ends the
+            solve.
 
     Returns:
         TacSolutions, one entry per class, in the order of `classes`.
@@ -164,33 +172,90 @@ def solve(
         ProblemError: an argument is malformed; the message names it.
         KeyboardInterrupt: on Ctrl-C, within a fraction of a second.
     """
-    w, b, z = check_arrays(weight, bias, latents)
-    chosen = _check_classes(classes, len(w))
-    quantile, tol = _check_number("quantile", quantile), _check_number("tol", tol)
-    if engine not in get_args(Engine):
-        raise ProblemError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
-    _check_memory(len(w), w.shape[1], len(z), len(chosen))
-    try:
-        columns = _rust.solve(w, b, z, chosen.tolist(), quantile, engine, tol, _check_threads(threads))
-    except (ValueError, TypeError) as error:
-        raise ProblemError(str(error)) from None
+    arguments, chosen = check_arguments(weight, bias, latents, classes, quantile, engine, tol, threads)
+    w = arguments["weight"]
+    check_memory(w, len(arguments["latents"]), 24 * len(chosen) * w.shape[1])
+    columns = call_core(_rust.solve, arguments, progress, len(chosen))
     return TacSolutions(
         classes=chosen,
-        norms=columns["norms"],
-        status=STATUSES[columns["status"]],
         perturbations=columns["perturbations"].reshape(len(chosen), w.shape[1]),
-        indptr=columns["indptr"],
-        active=columns["active"],
-        multipliers=columns["multipliers"],
-        samples=columns["samples"],
-        bound=columns["bound"],
-        primal_residual=columns["primal_residual"],
-        dual_residual=columns["dual_residual"],
-        gap=columns["gap"],
-        iterations=columns["iterations"],
-        engine=_ENGINES[columns["engine"]],
-        quantile=quantile,
+        quantile=arguments["quantile"],
+        stage_seconds=columns["stage_seconds"],
+        **shared_fields(columns),
     )
+
+
+def check_arguments(
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    latents: ArrayLike,
+    classes: Any,
+    quantile: Any,
+    engine: Any,
+    tol: Any,
+    threads: Any,
+) -> tuple[_rust.Arguments, NDArray[np.int64]]:
+    """What the core is given, but for progress; and the classes as an array.
+
+    Raises:
+        ProblemError: an argument is malformed.
+    """
+    w, b, z = check_arrays(weight, bias, latents)
+    chosen = _check_classes(classes, len(w))
+    if engine not in get_args(Engine):
+        raise ProblemError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+    arguments: _rust.Arguments = {
+        "weight": w,
+        "bias": b,
+        "latents": z,
+        "classes": chosen.tolist(),
+        "quantile": _check_number("quantile", quantile),
+        "engine": engine,
+        "tol": _check_number("tol", tol),
+        "threads": _check_threads(threads),
+        "progress": None,
+    }
+    return arguments, chosen
+
+
+def call_core(
+    solve: Callable[..., _rust.Columns], arguments: _rust.Arguments, progress: Progress | None, total: int, *more: Any
+) -> _rust.Columns:
+    """Run the core, with its complaints as our errors and without touching what `progress` raises."""
+    raised: list[BaseException] = []
+
+    def tell(done: int) -> None:
+        assert progress is not None
+        try:
+            progress(done, total)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    try:
+        return solve({**arguments, "progress": None if progress is None else tell}, *more)
+    except (ValueError, TypeError) as error:
+        if raised:
+            raise
+        raise ProblemError(str(error)) from None
+
+
+def shared_fields(columns: _rust.Columns) -> dict[str, Any]:
+    """The core's columns that every kind of solutions has."""
+    return {
+        "norms": columns["norms"],
+        "status": STATUSES[columns["status"]],
+        "indptr": columns["indptr"],
+        "active": columns["active"],
+        "multipliers": columns["multipliers"],
+        "samples": columns["samples"],
+        "bound": columns["bound"],
+        "primal_residual": columns["primal_residual"],
+        "dual_residual": columns["dual_residual"],
+        "gap": columns["gap"],
+        "iterations": columns["iterations"],
+        "engine": _ENGINES[columns["engine"]],
+    }
 
 
 def check_arrays(
@@ -243,9 +308,14 @@ def _check_number(name: str, value: Any) -> float:
         raise ProblemError(f"{name} must be a number, got {value!r}") from None
 
 
-def _check_memory(classes: int, dim: int, samples: int, chosen: int) -> None:
-    """Refuse at once what would be killed half-way: the core holds C^2 and n C numbers at a time."""
-    needed = classes**2 * (8 if classes <= 10_000 else 4) + samples * classes * 4 + 24 * (classes + chosen) * dim
+def check_memory(weight: NDArray[np.float64], samples: int, answers: int) -> None:
+    """Refuse at once what would be killed half-way: the core holds C^2 and n C numbers at a time, and its answers take some bytes too.
+
+    Raises:
+        ProblemError: this machine has less memory than that.
+    """
+    classes = len(weight)
+    needed = classes**2 * (8 if classes <= 10_000 else 4) + samples * classes * 4 + 3 * weight.nbytes + answers
     try:
         present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -267,7 +337,7 @@ def _ratio(a: float, b: float) -> float:
     return 0.0 if a == 0 else float(np.divide(a, b))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind == "f":

@@ -1,16 +1,14 @@
 //! One law: a planted optimum is found by every engine, at any number of threads, with its certificate.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
 use ndarray::{Array1, Array2, Axis};
 use proptest::prelude::*;
-use tacfast::batch::{Solution, solve};
+use tacfast::batch::{Solution, on_threads, solve};
+use tacfast::control::Control;
 use tacfast::problem::{Engine, Latents, Problem, ProblemError, Settings, Status};
 
 fn run(w: &Array2<f64>, b: &Array1<f64>, z: &Array2<f64>, classes: &[usize], settings: &Settings) -> Result<Vec<Solution>, ProblemError> {
     let problem = Problem::new(w.view(), Some(b.view()), Latents::F64(z.view()))?;
-    solve(&problem, classes, settings, &Arc::new(AtomicBool::new(false)))
+    on_threads(settings.threads, || solve(&problem, classes, settings, &Control::default()))?
 }
 
 /// Chooses multipliers for some rivals of class 0, and biases that make exactly those constraints tight: the optimum is known.
@@ -80,7 +78,8 @@ fn a_cancelled_solve_says_so() {
     let w = Array2::from_shape_fn((4, 3), |(i, j)| (i * 3 + j) as f64 % 5.0);
     let z = Array2::ones((2, 3));
     let problem = Problem::new(w.view(), None, Latents::F64(z.view())).expect("well-formed");
-    let cancelled = Arc::new(AtomicBool::new(true));
+    let cancelled = Control::default();
+    cancelled.cancel();
     assert_eq!(
         solve(&problem, &[0], &Settings::default(), &cancelled),
         Err(ProblemError::Cancelled)

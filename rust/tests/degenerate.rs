@@ -1,16 +1,14 @@
 //! One law: malformed input is an error that names the argument; a strange but legal problem ends in a status with its proof.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
 use ndarray::{Array1, Array2, array};
 use tacfast::batch::{Solution, solve};
+use tacfast::control::Control;
 use tacfast::problem::{Latents, Problem, ProblemError, Settings, Status};
 
 fn all(w: &Array2<f64>, b: Option<&Array1<f64>>, z: &Array2<f64>) -> Result<Vec<Solution>, ProblemError> {
     let problem = Problem::new(w.view(), b.map(|b| b.view()), Latents::F64(z.view()))?;
     let classes: Vec<usize> = (0..w.nrows()).collect();
-    solve(&problem, &classes, &Settings::default(), &Arc::new(AtomicBool::new(false)))
+    solve(&problem, &classes, &Settings::default(), &Control::default())
 }
 
 #[test]
