@@ -8,7 +8,7 @@ use multiversion::multiversion;
 
 use crate::logits::Logits;
 use crate::max_plus::{LANES, Lane, TILE, max_plus};
-use crate::order::{Scratch, mth_largest};
+use crate::order::{Own, Panel, Scratch, mth_largest};
 use crate::problem::Problem;
 
 /// Where the QPs of some target classes get their margins from. `t` is a position among the targets.
@@ -72,10 +72,10 @@ impl<'a, 'p> Peaks<'a, 'p> {
         let (blocks, panels) = (logits.layout.blocks().len(), logits.panels());
         // All of it is overwritten.
         self.data.resize(targets.len() * panels * blocks, [f32::NEG_INFINITY; LANES]);
-        let (mut keys, mut peaks) = (Vec::new(), [[0.0; LANES]; TILE]);
+        let mut peaks = [[0.0; LANES]; TILE];
         for block in 0..blocks {
             for (tile, group) in targets.chunks(TILE).enumerate() {
-                own_logits(logits, block, group, &mut keys);
+                let keys = own_logits(logits, block, group);
                 for panel in 0..panels {
                     max_plus(&keys, logits.panel(block, panel), &mut peaks);
                     for (t, peak) in peaks.iter().enumerate().take(group.len()) {
@@ -87,21 +87,23 @@ impl<'a, 'p> Peaks<'a, 'p> {
     }
 
     fn fill_ranked(&mut self) {
-        let (logits, mut scratch) = (self.logits, Scratch::default());
-        for &k in self.targets {
-            for (group, &m) in self.places.iter().enumerate().filter(|(_, m)| **m > 1) {
-                let blocks = logits.layout.blocks_of(group);
-                let own: Vec<Vec<f32>> = blocks
-                    .clone()
-                    .map(|block| logits.panel(block, k / LANES).iter().map(|v| v[k % LANES]).collect())
-                    .collect();
-                for panel in 0..logits.panels() {
-                    let parts: Vec<(&[f32], &[Lane])> = own
-                        .iter()
-                        .zip(blocks.clone())
-                        .map(|(keys, block)| (keys.as_slice(), logits.panel(block, panel)))
-                        .collect();
-                    self.ranked.push(mth_largest(&parts, m, &mut scratch));
+        let (logits, panels, mut scratch) = (self.logits, self.logits.panels(), Scratch::default());
+        let groups: Vec<usize> = (0..self.places.len()).filter(|&g| self.places[g] > 1).collect();
+        self.ranked.resize(self.targets.len() * groups.len() * panels, [0.0; LANES]);
+        for (at, &group) in groups.iter().enumerate() {
+            let blocks = logits.layout.blocks_of(group);
+            let own: Vec<Own> = self
+                .targets
+                .chunks(TILE)
+                .map(|targets| Own::new(blocks.clone().map(|block| own_logits(logits, block, targets)).collect()))
+                .collect();
+            for panel in 0..panels {
+                let rivals = Panel::new(blocks.clone().map(|block| logits.panel(block, panel)).collect());
+                for (tile, own) in own.iter().enumerate() {
+                    let found = mth_largest(own, &rivals, self.places[group], &mut scratch);
+                    for (t, found) in (tile * TILE..self.targets.len()).zip(found) {
+                        self.ranked[(t * groups.len() + at) * panels + panel] = found;
+                    }
                 }
             }
         }
@@ -222,9 +224,8 @@ fn largest(peaks: &[Lane]) -> Lane {
 }
 
 /// The logits of a block of samples for the targets of a tile themselves.
-fn own_logits(logits: &Logits, block: usize, targets: &[usize], keys: &mut Vec<[f32; TILE]>) {
-    keys.clear();
-    keys.resize(logits.panel(block, 0).len(), [0.0; TILE]);
+fn own_logits(logits: &Logits, block: usize, targets: &[usize]) -> Vec<[f32; TILE]> {
+    let mut keys = vec![[0.0; TILE]; logits.panel(block, 0).len()];
     for t in 0..TILE {
         // A short last tile repeats its first class; the surplus rows are never read.
         let class = targets.get(t).copied().unwrap_or(targets[0]);
@@ -232,6 +233,7 @@ fn own_logits(logits: &Logits, block: usize, targets: &[usize], keys: &mut Vec<[
             key[t] = values[class % LANES];
         }
     }
+    keys
 }
 
 /// The m for which the m-th largest of `samples` margins is their order statistic at `quantile`: no interpolation. 0 for no samples.
