@@ -1,5 +1,6 @@
 //! All classes, in parallel. The work is split into fixed blocks, so results do not depend on the number of threads. May use: all above.
 
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::active_set::ActiveSet;
@@ -10,7 +11,7 @@ use crate::gram::Gram;
 use crate::layout::Layout;
 use crate::linalg::multiply_transposed;
 use crate::logits::Logits;
-use crate::margins::{Margins, Peaks};
+use crate::margins::{Given, Margins, Peaks};
 use crate::max_plus::Lane;
 use crate::problem::{Engine, Problem, ProblemError, Settings, Status};
 use crate::working_set::Class;
@@ -75,6 +76,64 @@ pub fn solve_pairs(
     )
 }
 
+/// Solves the given classes for margins that were formed elsewhere: float32, by target and class, with a sample that attains each.
+pub fn solve_margins(
+    problem: &Problem,
+    targets: &[usize],
+    margins: ArrayView2<f32>,
+    samples: ArrayView2<i32>,
+    settings: &Settings,
+    control: &Control,
+) -> Result<Vec<Solution>, ProblemError> {
+    settings.check()?;
+    problem.check_classes(targets)?;
+    let wanted = (targets.len(), problem.classes);
+    for (rows, columns) in [margins.dim(), samples.dim()] {
+        if (rows, columns) != wanted {
+            let (targets, classes) = wanted;
+            return Err(ProblemError::MarginShape {
+                targets,
+                classes,
+                rows,
+                columns,
+            });
+        }
+    }
+    if let Some(((row, _), &value)) = margins.indexed_iter().find(|(_, v)| !v.is_finite()) {
+        let (argument, value) = ("margins", f64::from(value));
+        return Err(ProblemError::NotFinite { argument, row, value });
+    }
+    let gram = control.timed(Stage::Gram, || Gram::new(problem, control))?;
+    let task = Task {
+        problem,
+        gram: &gram,
+        settings,
+        control,
+        keep_shifts: true,
+    };
+    let given = Given {
+        problem,
+        targets,
+        margins,
+        samples,
+    };
+    let positions: Vec<(usize, usize)> = (0..targets.len()).map(|t| (t, 0)).collect();
+    let blocks: Vec<Vec<Solution>> = positions
+        .par_chunks(TARGETS)
+        .map_init(ActiveSet::default, |kernel, pairs| {
+            control.timed(Stage::Qp, || task.solve(targets, pairs, &given, kernel))
+        })
+        .collect();
+    finished(blocks, control)
+}
+
+fn finished(blocks: Vec<Vec<Solution>>, control: &Control) -> Result<Vec<Solution>, ProblemError> {
+    if control.cancelled() {
+        return Err(ProblemError::Cancelled);
+    }
+    Ok(blocks.into_iter().flatten().collect())
+}
+
 /// Runs `work` on `threads` workers, or on all cores.
 pub fn on_threads<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + Send) -> Result<T, ProblemError> {
     match threads {
@@ -125,10 +184,7 @@ fn run(
             solutions
         })
         .collect();
-    if control.cancelled() {
-        return Err(ProblemError::Cancelled);
-    }
-    Ok(blocks.into_iter().flatten().collect())
+    finished(blocks, control)
 }
 
 /// Depends on the problem alone, so that results do not depend on the machine.

@@ -5,6 +5,7 @@
 //! the QP; those are computed again in float64, from the differences of the rows, at every sample that the float32 margins leave in doubt.
 
 use multiversion::multiversion;
+use ndarray::ArrayView2;
 
 use crate::logits::Logits;
 use crate::max_plus::{LANES, Lane, TILE, max_plus};
@@ -208,6 +209,39 @@ impl Margins for Peaks<'_, '_> {
             Some(at) => self.exact_rank(t, group, j, self.order_statistic(t, at, j / LANES)[j % LANES]),
         };
         (margin + offset, sample)
+    }
+}
+
+/// Margins that were formed elsewhere, and are taken as they are.
+pub struct Given<'a, 'p> {
+    pub problem: &'a Problem<'p>,
+    pub targets: &'a [usize],
+    /// targets x classes, without biases, in the caller's units.
+    pub margins: ArrayView2<'a, f32>,
+    pub samples: ArrayView2<'a, i32>,
+}
+
+impl Given<'_, '_> {
+    fn margin(&self, t: usize, j: usize) -> f64 {
+        let (p, k) = (self.problem, self.targets[t]);
+        let margin = if p.row(k) == p.row(j) {
+            0.0
+        } else {
+            f64::from(self.margins[(t, j)])
+        };
+        p.scale_margin(margin) + (p.bias[j] - p.bias[k])
+    }
+}
+
+impl Margins for Given<'_, '_> {
+    fn upper_bounds(&self, t: usize, _group: usize) -> Vec<f64> {
+        let k = self.targets[t];
+        let bound = |j| if j == k { f64::NEG_INFINITY } else { self.margin(t, j) };
+        (0..self.problem.classes).map(bound).collect()
+    }
+
+    fn exact(&self, t: usize, _group: usize, j: usize) -> (f64, usize) {
+        (self.margin(t, j), usize::try_from(self.samples[(t, j)]).unwrap_or(0))
     }
 }
 

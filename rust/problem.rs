@@ -27,6 +27,13 @@ pub enum ProblemError {
     LabelCount { samples: usize, got: usize },
     #[error("labels must be in 0..{classes}, got {got}")]
     LabelRange { classes: usize, got: usize },
+    #[error("margins and samples must be {targets} x {classes}, got {rows} x {columns}")]
+    MarginShape {
+        targets: usize,
+        classes: usize,
+        rows: usize,
+        columns: usize,
+    },
     #[error("quantile must be in (0, 1], got {got}")]
     Quantile { got: f64 },
     #[error("tol must be in [1e-12, 1e-2], got {got}")]
@@ -108,6 +115,12 @@ impl Settings {
 pub enum Latents<'a> {
     F32(ArrayView2<'a, f32>),
     F64(ArrayView2<'a, f64>),
+    /// Not here: someone else forms the margins. How many there are, of which dimension, and the length of the longest.
+    Elsewhere {
+        samples: usize,
+        dim: usize,
+        longest: f64,
+    },
 }
 
 impl Latents<'_> {
@@ -116,6 +129,7 @@ impl Latents<'_> {
         match self {
             Latents::F32(z) => z.dim(),
             Latents::F64(z) => z.dim(),
+            Latents::Elsewhere { samples, dim, .. } => (*samples, *dim),
         }
     }
 
@@ -124,6 +138,7 @@ impl Latents<'_> {
         match self {
             Latents::F32(z) => z.row(i).to_slice().map(Row::F32),
             Latents::F64(z) => z.row(i).to_slice().map(Row::F64),
+            Latents::Elsewhere { .. } => None,
         }
     }
 
@@ -131,6 +146,7 @@ impl Latents<'_> {
         match self {
             Latents::F32(z) => out.iter_mut().zip(z.row(i)).for_each(|(o, &v)| *o = f64::from(v)),
             Latents::F64(z) => out.iter_mut().zip(z.row(i)).for_each(|(o, &v)| *o = v),
+            Latents::Elsewhere { .. } => unreachable!("margins are given where latents are not"),
         }
     }
 }
@@ -291,6 +307,11 @@ impl<'a> Problem<'a> {
         }
     }
 
+    /// A margin without biases, given in the caller's units.
+    pub fn scale_margin(&self, v: f64) -> f64 {
+        v * self.weight_scale * self.latent_scale
+    }
+
     /// A shift, or its length, back in the caller's units.
     pub fn unscale_shift(&self, v: f64) -> f64 {
         v / self.latent_scale
@@ -326,6 +347,12 @@ fn largest_finite<'a>(argument: &'static str, rows: impl Iterator<Item = &'a [f6
 
 /// Largest entry and largest Euclidean norm of the latents.
 fn survey(latents: &Latents, dim: usize, samples: usize) -> Result<(f64, f64), ProblemError> {
+    if let &Latents::Elsewhere { longest, .. } = latents {
+        return match longest.is_finite() {
+            true => Ok((longest, longest)),
+            false => Err(ProblemError::TooLarge { argument: "latents" }),
+        };
+    }
     let of_row = |row: &mut Vec<f64>, i: usize| {
         let (largest, square) = match latents.contiguous_row(i) {
             Some(Row::F32(z)) => extent_f32(z),

@@ -26,6 +26,8 @@ impl From<ProblemError> for PyErr {
 enum LatentArray<'py> {
     F32(PyReadonlyArray2<'py, f32>),
     F64(PyReadonlyArray2<'py, f64>),
+    /// (samples, length of the longest)
+    Elsewhere((usize, f64)),
 }
 
 fn engine_named(name: &str) -> PyResult<Engine> {
@@ -125,6 +127,11 @@ impl Arguments<'_> {
         let latents = match &self.latents {
             LatentArray::F32(z) => Latents::F32(z.as_array()),
             LatentArray::F64(z) => Latents::F64(z.as_array()),
+            &LatentArray::Elsewhere((samples, longest)) => Latents::Elsewhere {
+                samples,
+                dim: weight.ncols(),
+                longest,
+            },
         };
         let classes = &self.classes;
         interruptible(py, self.progress.as_ref(), control, || {
@@ -150,6 +157,22 @@ fn solve_pairs<'py>(py: Python<'py>, arguments: Arguments<'py>, labels: Vec<usiz
     let control = Control::default();
     let solutions = arguments.run(py, &control, |problem, targets, settings| {
         batch::solve_pairs(problem, targets, &labels, settings, &control)
+    })?;
+    columns(py, &solutions, &control)
+}
+
+/// See `_rust.pyi`.
+#[pyfunction]
+fn solve_margins<'py>(
+    py: Python<'py>,
+    arguments: Arguments<'py>,
+    margins: PyReadonlyArray2<'py, f32>,
+    samples: PyReadonlyArray2<'py, i32>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let control = Control::default();
+    let (margins, samples) = (margins.as_array(), samples.as_array());
+    let solutions = arguments.run(py, &control, |problem, targets, settings| {
+        batch::solve_margins(problem, targets, margins, samples, settings, &control)
     })?;
     columns(py, &solutions, &control)
 }
@@ -197,5 +220,6 @@ fn columns<'py>(py: Python<'py>, solutions: &[Solution], control: &Control) -> P
 fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(solve, module)?)?;
-    module.add_function(wrap_pyfunction!(solve_pairs, module)?)
+    module.add_function(wrap_pyfunction!(solve_pairs, module)?)?;
+    module.add_function(wrap_pyfunction!(solve_margins, module)?)
 }

@@ -6,7 +6,7 @@ from typing import TypedDict, type_check_only
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["__version__", "solve", "solve_pairs"]
+__all__ = ["__version__", "solve", "solve_margins", "solve_pairs"]
 
 __version__: str
 
@@ -16,7 +16,8 @@ class Arguments(TypedDict):
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64] | None
-    latents: NDArray[np.float32] | NDArray[np.float64]
+    #: Or, where margins are given: how many there are, and the length of the longest.
+    latents: NDArray[np.float32] | NDArray[np.float64] | tuple[int, float]
     classes: list[int]
     quantile: float
     engine: str
@@ -48,6 +49,9 @@ class Columns(TypedDict):
 
 def solve(arguments: Arguments) -> Columns:
     """Solve the given classes; raises ValueError on malformed input. Releases the GIL; Ctrl-C, or what `progress` raises, stops it."""
+
+def solve_margins(arguments: Arguments, margins: NDArray[np.float32], samples: NDArray[np.int32]) -> Columns:
+    """Solve the given classes for given margins, (targets, classes), without biases, and samples that attain them; else as `solve`."""
 
 def solve_pairs(arguments: Arguments, labels: list[int]) -> Columns:
     """Solve the given target classes for the samples of each other label, by target and then by source. As `solve` otherwise."""

@@ -1,9 +1,10 @@
-"""Arrays in, certified solutions out. May import: _rust, numpy, errors; never torch."""
+"""Arrays in, certified solutions out. May import: _rust, numpy, errors; of torch only `device`, and only for tensors that are not here."""
 
 from __future__ import annotations
 
 import operator
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, SupportsIndex, get_args
@@ -153,7 +154,8 @@ def solve(
     Args:
         weight: last layer W, float32 or float64 (C, d), any strides.
         bias: b, (C,), or None for zeros.
-        latents: inputs of that layer for clean samples, float32 or float64 (n, d), any strides; borrowed, never copied whole.
+        latents: inputs of that layer for clean samples, float32 or float64 (n, d), any strides; borrowed, never copied whole. Of a CUDA
+            tensor the margins are formed on its device, in float32, and taken as they are: norms agree with those of host latents to float32.
         classes: which classes, in which order; all of them by default.
         quantile: in (0, 1]; below 1 each constraint uses that order statistic of the samples' margins (no interpolation) instead of the
             maximum, and is less ruled by one outlier. It then binds at least 1 - (C - 1)(1 - quantile) of the samples.
@@ -172,10 +174,43 @@ def solve(
         ProblemError: an argument is malformed; the message names it.
         KeyboardInterrupt: on Ctrl-C, within a fraction of a second.
     """
+    if getattr(latents, "is_cuda", False):
+        return solve_on_device(weight, bias, latents, classes, quantile, engine, tol, threads, progress)
     arguments, chosen = check_arguments(weight, bias, latents, classes, quantile, engine, tol, threads)
     w = arguments["weight"]
     check_memory(w, len(arguments["latents"]), 24 * len(chosen) * w.shape[1])
     columns = call_core(_rust.solve, arguments, progress, len(chosen))
+    return _solutions(columns, chosen, arguments)
+
+
+def solve_on_device(
+    weight: Any, bias: Any, latents: Any, classes: Any, quantile: Any, engine: Any, tol: Any, threads: Any, progress: Progress | None
+) -> TacSolutions:
+    """`solve` for a torch tensor of latents on any device, which stays there: see `tacfast.device`."""
+    from tacfast.device import collapse
+
+    weight, bias = (v.detach().cpu() if hasattr(v, "detach") else v for v in (weight, bias))
+    # One latent stands for all where shapes and dtypes are checked.
+    arguments, chosen = check_arguments(weight, bias, latents[:1].detach().cpu(), classes, quantile, engine, tol, threads)
+    w, fraction = arguments["weight"], arguments["quantile"]
+    if latents.shape[1] != w.shape[1] or len(latents) == 0:
+        raise ProblemError(f"latents must have {w.shape[1]} columns to match weight, and at least one row, got {tuple(latents.shape)}")
+    if not bool(latents.isfinite().all()):
+        raise ProblemError("latents must be finite")
+    if not 0 < fraction <= 1:
+        raise ProblemError(f"quantile must be in (0, 1], got {fraction}")
+    check_memory(w, len(latents), (8 * len(w) + 24 * w.shape[1]) * len(chosen))
+    start = time.perf_counter()
+    found = collapse(w, latents, chosen, fraction)
+    spent = time.perf_counter() - start
+    arguments["latents"] = (found.count, found.longest)
+    columns = call_core(_rust.solve_margins, arguments, progress, len(chosen), found.margins, found.samples)
+    columns["stage_seconds"]["collapse"] += spent
+    return _solutions(columns, chosen, arguments)
+
+
+def _solutions(columns: _rust.Columns, chosen: NDArray[np.int64], arguments: _rust.Arguments) -> TacSolutions:
+    w = arguments["weight"]
     return TacSolutions(
         classes=chosen,
         perturbations=columns["perturbations"].reshape(len(chosen), w.shape[1]),
