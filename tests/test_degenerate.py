@@ -18,7 +18,7 @@ def check(solutions: tacfast.TacSolutions) -> None:
 
 
 def test_exact_duplicates_never_fake_an_unreachable_class(rng: np.random.Generator) -> None:
-    for _ in range(200):
+    for _ in range(500):
         classes, dim, samples = int(rng.integers(3, 30)), int(rng.integers(30, 200)), int(rng.integers(1, 40))
         w = rng.normal(size=(classes, dim)).astype(np.float32)
         b = rng.normal(size=classes).astype(np.float32)

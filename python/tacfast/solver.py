@@ -155,7 +155,7 @@ def solve(
         weight: last layer W, float32 or float64 (C, d), any strides.
         bias: b, (C,), or None for zeros.
         latents: inputs of that layer for clean samples, float32 or float64 (n, d), any strides; borrowed, never copied whole. Of a CUDA
-            tensor the margins are formed on its device, in float32, and taken as they are: norms agree with those of host latents to float32.
+            tensor the margins are formed on its device, in float32, and taken as they are: norms agree with the host's to float32.
         classes: which classes, in which order; all of them by default.
         quantile: in (0, 1]; below 1 each constraint uses that order statistic of the samples' margins (no interpolation) instead of the
             maximum, and is less ruled by one outlier. It then binds at least 1 - (C - 1)(1 - quantile) of the samples.
