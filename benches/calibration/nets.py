@@ -111,8 +111,8 @@ class ViT(nn.Module):
 
 
 def vit(classes: int, *, channels: int = 3, width: int = 32) -> nn.Module:
-    """Four blocks of four heads on 4 x `width` latents."""
-    return ViT(classes, channels, 4 * width, depth=4, heads=4)
+    """Three blocks of four heads on 4 x `width` latents."""
+    return ViT(classes, channels, 4 * width, depth=3, heads=4)
 
 
 NETS = {"resnet": resnet, "resnet-wide": resnet, "vgg": vgg, "mobilenet": mobilenet, "vit": vit}

@@ -39,7 +39,7 @@ ARCHITECTURES = {
     "resnet-wide": Architecture(48, "sgd", 0.2, 5e-4, True, more_epochs=1.5),
     "vgg": Architecture(48, "sgd", 0.1, 5e-4, True),
     "mobilenet": Architecture(32, "sgd", 0.2, 5e-4, False),
-    "vit": Architecture(16, "adamw", 2e-3, 0.05, False),
+    "vit": Architecture(16, "adamw", 2e-3, 0.05, False, more_epochs=1.2),
 }
 
 

@@ -2,6 +2,7 @@
 
     train.py run --data cifar10=cifar10.npz --data gtsrb=gtsrb.npz --out DIR [--workers 2]
     train.py plan --data ...
+    train.py verify --data ... --out DIR [--last 5]     (do the lines agree with tacfast.scan on the saved networks?)
     train.py run --data digits=digits --out DIR --rounds 1        (a smoke test)
 
 DIR/results.jsonl gets one line per network, DIR/heads/KEY.npz its head with latents, DIR/models/KEY.safetensors its weights. Networks that
@@ -13,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import json
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -27,11 +27,13 @@ import typer
 from data import Data, read
 from measure import behaviour, head_arrays, statistics, truth
 from plan import Job, backdoors, plan
-from recipe import RECIPE, train
+from recipe import RECIPE, make_net, train
+from results import append_line, read_lines
 
 from tacfast.attacks import Backdoor, Poisoning, choose
-from tacfast.checkpoints import atomic, save_safetensors
+from tacfast.checkpoints import atomic, load_weights, read_state_dict, save_safetensors
 from tacfast.heads import capture
+from tacfast.scan import scan
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 DataOption = Annotated[list[str], typer.Option("--data", help="NAME=FILE.npz; repeat for several data sets.")]
@@ -94,19 +96,7 @@ def run_job(job: Job, data: Data, folder: Path, tick: Any) -> dict[str, Any]:
 
 def finished(results: Path) -> set[str]:
     """Keys of the networks of this recipe that have a line."""
-    if not results.exists():
-        return set()
-    lines = [json.loads(line) for line in results.read_text().splitlines() if line.endswith("}")]
-    return {line["key"] for line in lines if line["recipe"] == RECIPE}
-
-
-def append(results: Path, line: dict[str, Any]) -> None:
-    """Add one whole line, whoever else writes."""
-    with results.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(line, separators=(",", ":")) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    return {line["key"] for line in read_lines(results) if line["recipe"] == RECIPE}
 
 
 @contextmanager
@@ -133,7 +123,7 @@ def work(jobs: list[Job], data: dict[str, Data], folder: Path) -> None:
                 line = run_job(job, data[job.dataset], folder, stop.tick)
             except Stopped:
                 return
-            append(results, line)
+            append_line(results, line)
             asr = " ".join(f"{a:.3f}" for a in line["asr"]) or "-"
             print(
                 f"{job.key}: accuracy {line['clean_accuracy']:.4f}, ASR {asr}, {line['train_cpu_s']:.0f} s, wall {line['wall_s']:.0f} s",
@@ -178,6 +168,21 @@ def run(
                 worker.terminate()
         time.sleep(0.5)
     raise typer.Exit(130 if stop.asked else max(abs(worker.exitcode or 0) for worker in crew))
+
+
+@app.command()
+def verify(data: DataOption, out: Annotated[Path, typer.Option()], last: int = 5) -> None:
+    """Scan the latest saved networks again and compare the norms with their lines."""
+    sets = read_all(data)
+    for line in read_lines(out / "results.jsonl")[-last:]:
+        d = sets[line["dataset"]]
+        model = make_net(line["arch"], d.classes, d.x_train.shape[1], seed=0)
+        load_weights(model, read_state_dict(out / "models" / f"{line['key']}.safetensors")[0])
+        held, _ = d.split(line["seed"])
+        report = scan(model.eval(), list(zip(held[0].split(500), held[1].split(500), strict=True)), device="cpu")
+        recorded = np.array(line["scan"][f"norms_{report.quantile:g}"], dtype=np.float64)
+        apart = np.nanmax(np.abs(recorded / report.norms - 1))
+        print(f"{line['key']}: norms agree to {apart:.1e}; {report!r}")
 
 
 if __name__ == "__main__":
