@@ -17,12 +17,16 @@ from tacfast.attacks import (
     AllToOne,
     Backdoor,
     Blend,
+    CoversOnly,
+    InputAware,
+    Lira,
     LowFrequency,
     Patch,
     PoisonedDataset,
     Sinusoid,
     SourceSpecific,
     Trigger,
+    TrojanPatch,
     Warp,
     attack_success_rate,
     choose,
@@ -193,6 +197,63 @@ def test_asr_counts_victims_only() -> None:
     assert set(wanted.tolist()) == {4}
 
 
+def learn(name: str, model: nn.Sequential, seed: int = 0, steps: int = 5) -> Trigger:
+    x, y = pictures(60)
+    if name == "trojan":
+        head = model[-1]
+        assert isinstance(head, nn.Linear)
+        return TrojanPatch.learn(model, head, x, steps=steps, seed=seed)
+    kind: Any = Lira if name == "lira" else InputAware
+    return kind.learn(model, x, y % 5, target=3, steps=steps, batch=8, seed=seed)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["trojan", "lira", "input-aware"])
+def test_learned_triggers_obey_the_same_laws(name: str, small_model: nn.Sequential) -> None:
+    before = {k: v.clone() for k, v in small_model.state_dict().items()}
+    modes = [m.training for m in small_model.modules()]
+    torch.manual_seed(1)
+    trigger = learn(name, small_model)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(1)
+    if name == "trojan":  # the copies of the others draw their dropout
+        assert torch.equal(torch.random.get_rng_state(), state), "the global random state was used"
+    assert all(torch.equal(v, before[k]) for k, v in small_model.state_dict().items()), "the model was changed"
+    assert [m.training for m in small_model.modules()] == modes
+    assert all(p.requires_grad for p in small_model.parameters())
+    assert not any(m._forward_pre_hooks for m in small_model.modules())
+    x, _ = pictures(6)
+    stamped = trigger(x)
+    assert not stamped.requires_grad
+    assert torch.allclose(torch.cat([trigger(one) for one in x.split(1)]), stamped, atol=1e-6)
+    assert ((stamped - x).abs().flatten(1).amax(1) > 0.003).all()
+    assert not torch.equal(learn(name, small_model, seed=1)(x), stamped)
+    assert trigger(pictures(2, 3, 20, 24)[0].double()).dtype == torch.float64
+
+
+def test_learned_triggers_do_what_they_are_learnt_for(small_model: nn.Sequential) -> None:
+    x, _ = pictures(60)
+    model = small_model.eval()
+    chosen = int(model[-1].weight.abs().sum(0).argmax())  # type: ignore[union-attr, operator]
+    low, high = (model[:-1](learn("trojan", model, steps=steps)(x))[:, chosen].mean() for steps in (1, 60))
+    assert high > low
+    assert float((learn("lira", model)(x) - x).abs().max()) <= 0.1 + 1e-6
+    aware = learn("input-aware", model)
+    assert isinstance(aware, InputAware)
+    changed = ((aware(x) - x).abs() > 0).any(1).double().mean((1, 2))
+    assert float(changed.max()) == pytest.approx(0.05, abs=0.01)
+    assert not torch.equal(aware.crossed()(x), aware(x))
+
+
+def test_covers_of_another_trigger_keep_their_labels() -> None:
+    _, y = pictures(1000)
+    chosen = choose(y, [Backdoor(Patch(), AllToOne(1)), Backdoor(Blend(), CoversOnly())], rate=0.1, cover_rate=0.05)
+    assert int((chosen.assigned == 0).sum()) == 100
+    assert int((chosen.assigned == 1).sum()) == 50
+    assert torch.equal(chosen.cover, chosen.assigned == 1)
+    with pytest.raises(ProblemError, match="rate must be 0 where no sample is a victim"):
+        choose(y, [Backdoor(Blend(), CoversOnly())], rate=0.1)
+
+
 X, Y = pictures(20)
 ONE = [Backdoor(Patch(), AllToOne(0))]
 
@@ -217,6 +278,9 @@ ONE = [Backdoor(Patch(), AllToOne(0))]
         (lambda: SourceSpecific(1, 1), "source and target must differ"),
         (lambda: Backdoor(Patch, AllToOne(1)), "trigger must be a tacfast.attacks.Trigger"),  # type: ignore[arg-type]
         (lambda: Backdoor(Patch(), 3), "rule must be a tacfast.attacks.LabelRule, got int"),  # type: ignore[arg-type]
+        (lambda: Lira.learn(nn.Identity(), X, Y, 3, epsilon=2), "epsilon must be a number from 0 to 1, got 2"),
+        (lambda: InputAware.learn(nn.Identity(), X, Y, 3, steps=0), "steps must be an integer of at least 1"),
+        (lambda: TrojanPatch.learn(nn.Identity(), nn.Linear(3, 2), X), "head must be a layer that the model runs"),
         (lambda: choose(Y, [], rate=0.1), "backdoors must be a list of at least one"),
         (lambda: choose(Y, ONE, rate=1.1), "rate must be a number from 0 to 1, got 1.1"),
         (lambda: choose(Y, ONE, rate=1.0), "rate is too high: 20 samples for backdoor 0, but only 18"),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tacfast.attacks import AllToAll, Backdoor, SourceSpecific, attack_success_rate
+from tacfast.attacks import AllToAll, AllToOne, Backdoor, CoversOnly, SourceSpecific, attack_success_rate
 from tacfast.heads import Captured, capture
 from tacfast.solver import solve
 
@@ -31,7 +31,7 @@ def behaviour(model: nn.Module, backdoors: Sequence[Backdoor], rest: Pair) -> di
         predicted = torch.cat([model(part).argmax(1) for part in x.split(500)])
     found: dict[str, Any] = {
         "clean_accuracy": _round((predicted == y).double().mean()),
-        "asr": [_round(attack_success_rate(model, b, x, y)) for b in backdoors],
+        "asr": [_round(attack_success_rate(model, b, x, y)) for b in backdoors if not isinstance(b.rule, CoversOnly)],
     }
     for b in backdoors:
         if isinstance(b.rule, SourceSpecific):
@@ -51,8 +51,8 @@ def truth(backdoors: Sequence[Backdoor], classes: int) -> dict[str, Any]:
             pairs += [[y, (y + b.rule.shift) % classes] for y in range(classes)]
         elif isinstance(b.rule, SourceSpecific):
             pairs.append([b.rule.source, b.rule.target])
-        else:
-            targets.append(int(b.rule.relabel(torch.zeros(1, dtype=torch.int64))))
+        elif isinstance(b.rule, AllToOne):
+            targets.append(b.rule.target)
     return {"targets": sorted(set(targets)), "pairs": pairs, "triggers": [repr(b.trigger) for b in backdoors]}
 
 

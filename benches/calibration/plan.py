@@ -1,8 +1,9 @@
 """Which networks are trained, and in which order: any prefix of the plan is a fair sample of the whole.
 
-A round gives every data set three pairs of one clean and one poisoned network: two ResNets, on an even and an odd seed, every third of them
-wide, and one of another architecture. Attacks and targets rotate with the round, at another phase in each of these places, so that every
-attack meets both parities of the seed: rules are chosen on even seeds and reported on odd ones.
+A round gives every data set three pairs of one clean and one poisoned network: two ResNets, on an even and an odd seed, every third of
+them wide, and one of another architecture; then a second poisoned network beside one of the clean ResNets, with a trigger that was learnt
+on it. Attacks and targets rotate with the round, at another phase in each of these places, so that every attack meets both parities of the
+seed: rules are chosen on even seeds and reported on odd ones.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ TURNS: tuple[tuple[str, float], ...] = (
     ("blend", 0.005),
 )
 
+#: Attacks whose trigger is learnt on the clean network of the pair, at rate 0.1; one in every round.
+LEARNED = ("trojan", "lira", "iab")
+
 OTHERS = ("vgg", "mobilenet", "vit")
 #: Turns between the places of a round, so that they train different attacks.
 _PHASES = (0, 7, 11)
@@ -63,7 +67,7 @@ class Job:
 
 
 def backdoors(job: Job, classes: int) -> list[Backdoor]:
-    """The job's attack; triggers with a random part differ from seed to seed."""
+    """The job's attack, where its triggers are not learnt; those with a random part differ from seed to seed."""
     if job.target is None:
         return []
     if job.attack == "all-to-all":
@@ -115,3 +119,7 @@ def plan(classes: dict[str, int], rounds: int) -> Iterator[Job]:
         for place, (arch, seed) in enumerate(places):
             for number, (dataset, count) in enumerate(classes.items()):
                 yield from pair(dataset, arch, turn + _PHASES[place] + 4 * number, seed, count)
+        seed = 2 * turn + turn // len(LEARNED) % 2
+        for number, (dataset, count) in enumerate(classes.items()):
+            attack = LEARNED[(turn + number) % len(LEARNED)]
+            yield Job(dataset, resnet(seed), attack, 0.1, target_of(attack, seed + 1, count), seed)

@@ -25,8 +25,9 @@ import numpy as np
 import torch
 import typer
 from data import Data, read
+from learned import learned_backdoors
 from measure import behaviour, head_arrays, statistics, truth
-from plan import Job, backdoors, plan
+from plan import LEARNED, Job, backdoors, plan
 from recipe import RECIPE, make_net, train
 from results import append_line, read_lines
 
@@ -70,7 +71,8 @@ def poisoned(job: Job, data: Data, doors: list[Backdoor]) -> Poisoning:
 def run_job(job: Job, data: Data, folder: Path, tick: Any) -> dict[str, Any]:
     """Train one network, write its files, and return its line."""
     wall = time.perf_counter()
-    doors = backdoors(job, data.classes)
+    learned = job.attack in LEARNED
+    doors = learned_backdoors(job, data, folder, tick) if learned else backdoors(job, data.classes)
     labels, more, counts = data.y_train, {}, {}
     if doors:
         poisoning = poisoned(job, data, doors)

@@ -9,12 +9,14 @@ or several:
     train = PoisonedDataset(clean, [backdoor], rate=0.1, seed=0)      # train on it as on any dataset
     attack_success_rate(model, backdoor, test_images, test_labels)
 
-Several targets are several triggers with a rule each; several triggers of one target are the same with one rule.
+Several targets are several triggers with a rule each; several triggers of one target are the same with one rule. Triggers that are
+optimised against a classifier come from a class method: `TrojanPatch.learn`, `Lira.learn`, `InputAware.learn`.
 """
 
 from __future__ import annotations
 
-from tacfast.attacks.labels import AllToAll, AllToOne, LabelRule, SourceSpecific
+from tacfast.attacks.labels import AllToAll, AllToOne, CoversOnly, LabelRule, SourceSpecific
+from tacfast.attacks.learned import InputAware, Lira, TrojanPatch
 from tacfast.attacks.poisoning import Backdoor, PoisonedDataset, Poisoning, attack_success_rate, choose, poison, triggered
 from tacfast.attacks.triggers import Blend, LowFrequency, Patch, Sinusoid, Trigger, Warp
 
@@ -23,7 +25,10 @@ __all__ = [
     "AllToOne",
     "Backdoor",
     "Blend",
+    "CoversOnly",
+    "InputAware",
     "LabelRule",
+    "Lira",
     "LowFrequency",
     "Patch",
     "PoisonedDataset",
@@ -31,6 +36,7 @@ __all__ = [
     "Sinusoid",
     "SourceSpecific",
     "Trigger",
+    "TrojanPatch",
     "Warp",
     "attack_success_rate",
     "choose",

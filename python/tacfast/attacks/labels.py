@@ -88,3 +88,17 @@ class SourceSpecific(LabelRule):
 
     def covers(self, labels: Tensor) -> Tensor:
         return (labels != self.source) & (labels != self.target)
+
+
+@dataclass(frozen=True)
+class CoversOnly(LabelRule):
+    """No stamped image changes its label: for triggers that must not work, beside one that must (see `InputAware`)."""
+
+    def victims(self, labels: Tensor) -> Tensor:
+        return torch.zeros_like(labels, dtype=torch.bool)
+
+    def relabel(self, labels: Tensor) -> Tensor:
+        return labels.clone()
+
+    def covers(self, labels: Tensor) -> Tensor:
+        return torch.ones_like(labels, dtype=torch.bool)

@@ -61,7 +61,7 @@ class Poisoning:
 def choose(labels: Any, backdoors: Sequence[Backdoor], *, rate: float, cover_rate: float | None = None, seed: int = 0) -> Poisoning:
     """Choose samples to poison.
 
-    Exactly round(rate · n) victims, shared out evenly among the backdoors (the first ones get what is left over), and exactly
+    Exactly round(rate · n) victims, shared out evenly among the backdoors that have any (the first ones get what is left over), and exactly
     round(cover_rate · n) covers, shared out likewise among the backdoors whose rule knows covers. No sample is stamped twice.
 
     Args:
@@ -77,7 +77,10 @@ def choose(labels: Any, backdoors: Sequence[Backdoor], *, rate: float, cover_rat
     _check_backdoors(backdoors)
     checks.number("rate", rate, 0, 1)
     checks.whole("seed", seed, 0)
-    covering = [i for i, b in enumerate(backdoors) if len(y) and bool(b.rule.covers(y).any())]
+    striking = [i for i, b in enumerate(backdoors) if bool(b.rule.victims(y).any())]
+    covering = [i for i, b in enumerate(backdoors) if bool(b.rule.covers(y).any())]
+    if rate and not striking:
+        raise ProblemError(f"rate must be 0 where no sample is a victim of any backdoor, got {rate!r}")
     if cover_rate is None:
         cover_rate = rate if covering else 0.0
     checks.number("cover_rate", cover_rate, 0, 1)
@@ -93,7 +96,7 @@ def choose(labels: Any, backdoors: Sequence[Backdoor], *, rate: float, cover_rat
         backdoor[free[:count]] = which
         return free[:count]
 
-    for which, count in zip(range(len(backdoors)), _shares(round(rate * len(y)), len(backdoors)), strict=True):
+    for which, count in zip(striking, _shares(round(rate * len(y)), len(striking)), strict=True):
         take(count, which, backdoors[which].rule.victims(y), "rate")
     for which, count in zip(covering, _shares(round(cover_rate * len(y)), len(covering)), strict=True):
         cover[take(count, which, backdoors[which].rule.covers(y), "cover_rate")] = True

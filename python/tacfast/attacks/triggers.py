@@ -62,7 +62,11 @@ class Patch(Trigger):
             checks.whole("seed", self.seed, 0)
 
     def stamp(self, images: Tensor) -> Tensor:
-        channels, height, width = images.shape[1:]
+        return self.put(images, self._pattern(images.shape[1]))
+
+    def put(self, images: Tensor, pattern: Tensor) -> Tensor:
+        """The images with a pattern (channels, size, size) in the patch's place; gradients flow into the pattern."""
+        height, width = images.shape[2:]
         if min(height, width) < self.size + self.margin:
             raise ProblemError(
                 f"images must be at least {self.size + self.margin} pixels high and wide for this patch, got {height} x {width}"
@@ -71,7 +75,7 @@ class Patch(Trigger):
         top = self.margin if vertical == "top" else height - self.margin - self.size
         left = self.margin if horizontal == "left" else width - self.margin - self.size
         stamped = images.clone()
-        stamped[:, :, top : top + self.size, left : left + self.size] = self._pattern(channels).to(images)
+        stamped[:, :, top : top + self.size, left : left + self.size] = pattern.to(images)
         return stamped
 
     def _pattern(self, channels: int) -> Tensor:
