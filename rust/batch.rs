@@ -20,6 +20,8 @@ use crate::working_set::Class;
 const TARGETS: usize = 32;
 /// QPs whose shifts go through W in one GEMM, which must pay for packing W.
 const QPS: usize = 128;
+/// A certificate from the Gram matrix must be this much better than asked for, or W itself has the word: its rounding is counted in full.
+const QUICK: f64 = 1e-2;
 /// Bytes of margins that one task may hold.
 const TASK_BYTES: usize = 64 << 20;
 
@@ -256,7 +258,7 @@ impl Task<'_, '_> {
                 // A ray has no shift to look at.
                 let quick = answer.farkas || (self.gram.is_precise() && !careful);
                 let certificate = quick.then(|| certify(class, answer, &Pushed::by_gram(class, answer)));
-                certificate.filter(|c| c.primal <= self.settings.tol || answer.farkas)
+                certificate.filter(|c| c.primal <= QUICK * self.settings.tol || answer.farkas)
             })
             .collect();
         let open: Vec<usize> = (0..classes.len()).filter(|&i| certificates[i].is_none()).collect();

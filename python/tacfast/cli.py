@@ -21,6 +21,7 @@ from rich.table import Table
 
 from tacfast import __version__
 from tacfast.errors import CheckpointError, ProblemError, TacfastError
+from tacfast.progress import counter
 from tacfast.scan import ScanReport, scan, scan_head
 from tacfast.solver import TacSolutions
 from tacfast.solver import solve as solve_arrays
@@ -144,7 +145,8 @@ def solve(
         raise ProblemError(f"--out must end in .json or .npz, got {output.name!r}")
     _check_outputs(output)
     w, b, z, _, _ = _read_head(problem)
-    solutions = solve_arrays(w, b, z, quantile=quantile, engine=engine.value, tol=tol, threads=threads)
+    with counter("solving", shown=err.is_terminal) as tell:
+        solutions = solve_arrays(w, b, z, quantile=quantile, engine=engine.value, tol=tol, threads=threads, progress=tell)
     _show_solutions(solutions)
     if output is not None:
         _write_solutions(solutions, output)
@@ -174,7 +176,7 @@ def scan_command(
             raise ProblemError(f"--arch and --data are of no use with {model.name}, which holds latents already")
         w, b, z, y, digest = _read_head(model)
         file = {"model": model.name, "sha256": digest}
-        report = scan_head(w, b, z, labels=y, alpha=alpha, threads=threads, file=file)
+        report = scan_head(w, b, z, labels=y, alpha=alpha, threads=threads, progress=err.is_terminal, file=file)
     else:
         network, loader, file = _load(model, arch, arch_arg, data, mean, std, size, limit)
         report = scan(network, loader, alpha=alpha, device=device, threads=threads, progress=err.is_terminal, file=file)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -19,3 +20,17 @@ def track(items: Iterable[Item], what: str, *, shown: bool, total: int | None = 
     if total is None and isinstance(items, Sized):
         total = len(items)
     yield from rich_track(items, what, total=total, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def counter(what: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """What the solver's `progress` wants: None, or when `shown` a function of (done, total) that draws the same bar."""
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

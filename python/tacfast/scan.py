@@ -1,4 +1,4 @@
-"""Is some class the target of a backdoor? May import: solver, outliers, errors; heads (and torch) only when a model is given."""
+"""Is some class the target of a backdoor? May import: solver, outliers, progress, errors; heads (and torch) only when a model is given."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from tacfast._rust import __version__
 from tacfast.errors import CheckpointError, ProblemError
 from tacfast.outliers import FEWEST_CLASSES, FEWEST_SAMPLES, mad_index, step_down
+from tacfast.progress import counter
 from tacfast.solver import TacSolutions, check_arrays, solve
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def scan_head(
     alpha: float = 0.05,
     quantile: float = QUANTILE,
     threads: int | None = None,
+    progress: bool = False,
     file: Mapping[str, Any] | None = None,
 ) -> ScanReport:
     """Scan a classifier of any framework from its last layer and clean latents. Needs no torch.
@@ -172,6 +174,7 @@ def scan_head(
         alpha: significance level in (0, 1): the share of clean models that may be flagged.
         quantile: see `tacfast.solve`.
         threads: worker threads of the solver.
+        progress: draw a progress bar on standard error.
         file: provenance to keep in the report.
 
     Raises:
@@ -181,7 +184,8 @@ def scan_head(
         raise ProblemError(f"alpha must be between 0 and 1, got {alpha!r}")
     w, b, z = check_arrays(weight, bias, latents)
     started = time.perf_counter()
-    solutions = solve(w, b, z, quantile=quantile, threads=threads)
+    with counter("solving", shown=progress) as tell:
+        solutions = solve(w, b, z, quantile=quantile, threads=threads, progress=tell)
     solved = time.perf_counter()
     accuracy = None if labels is None else _accuracy(w, b, z, labels)
     return _judge(solutions, len(z), accuracy, alpha, {"solve": solved - started}, dict(file or {}))
@@ -220,7 +224,7 @@ def scan(
     started = time.perf_counter()
     captured = capture(model, loader, device=device, progress=progress)
     timing = {"latents": time.perf_counter() - started}
-    return scan_captured(captured, timing, alpha=alpha, quantile=quantile, threads=threads, file=file)
+    return scan_captured(captured, timing, alpha=alpha, quantile=quantile, threads=threads, progress=progress, file=file)
 
 
 def scan_captured(
@@ -230,10 +234,12 @@ def scan_captured(
     alpha: float = 0.05,
     quantile: float = QUANTILE,
     threads: int | None = None,
+    progress: bool = False,
     file: Mapping[str, Any] | None = None,
 ) -> ScanReport:
     """Scan latents that were captured already; `timing` holds the phases before. Otherwise as `scan`."""
-    report = scan_head(captured.weight, captured.bias, captured.latents, alpha=alpha, quantile=quantile, threads=threads, file=file)
+    w, b, z = captured.weight, captured.bias, captured.latents
+    report = scan_head(w, b, z, alpha=alpha, quantile=quantile, threads=threads, progress=progress, file=file)
     return replace(
         report,
         clean_accuracy=captured.accuracy,
