@@ -3,13 +3,13 @@
 use rayon::prelude::*;
 
 use crate::control::Control;
-use crate::linalg::{add_scaled, add_scaled_difference, add_scaled_f32, difference_dot_f64, dot, multiply_transposed};
+use crate::linalg::{add_scaled, add_scaled_difference, add_scaled_f32, difference_dot_f64, dot, multiply_transposed_into};
 use crate::problem::{Problem, ProblemError};
 
 /// Rows whose squared distance is below this share of their squared norms: M has lost six digits of it, so use the difference itself.
 const CLOSE: f64 = 1e-6;
 /// Rows of M that one task computes.
-const BLOCK: usize = 64;
+const BLOCK: usize = 128;
 /// Above this many classes M is kept in float32, for memory. It then only ranks constraints; what enters a working set is computed from W.
 const WIDE: usize = 10_000;
 
@@ -35,51 +35,63 @@ impl<'a> Gram<'a> {
         let (c, d) = (problem.classes, problem.dim);
         let weight = &problem.weight;
         let squares: Vec<f64> = weight.chunks_exact(d).map(|w| dot(w, w)).collect();
-        let rows = |block: usize, out: &mut [f64]| {
-            if !control.cancelled() {
-                multiply_transposed(&weight[block * BLOCK * d..], weight, out, out.len() / c, d, c);
-            }
-        };
-        let mut close = vec![Vec::new(); c];
         let m = if c <= WIDE {
             let mut m = vec![0.0; c * c];
-            m.par_chunks_mut(BLOCK * c)
-                .zip(close.par_chunks_mut(BLOCK))
-                .enumerate()
-                .for_each(|(block, (out, close))| {
-                    rows(block, out);
-                    find_close(block * BLOCK, out, &squares, close);
-                });
+            let rows = m.par_chunks_mut(BLOCK * c).enumerate();
+            rows.for_each(|(block, out)| upper_rows(weight, d, block * BLOCK, out, c, control));
+            mirror(&mut m, c);
             Entries::F64(m)
         } else {
             let mut m = vec![0.0f32; c * c];
-            m.par_chunks_mut(BLOCK * c)
-                .zip(close.par_chunks_mut(BLOCK))
-                .enumerate()
-                .for_each_init(
-                    || vec![0.0; BLOCK * c],
-                    |wide, (block, (out, close))| {
-                        let wide = &mut wide[..out.len()];
-                        rows(block, wide);
-                        find_close(block * BLOCK, wide, &squares, close);
-                        out.iter_mut().zip(wide).for_each(|(o, v)| *o = *v as f32);
-                    },
-                );
+            let rows = m.par_chunks_mut(BLOCK * c).enumerate();
+            rows.for_each_init(
+                || vec![0.0; BLOCK * c],
+                |wide, (block, out)| {
+                    upper_rows(weight, d, block * BLOCK, wide, c, control);
+                    out.iter_mut().zip(wide).for_each(|(o, v)| *o = *v as f32);
+                },
+            );
+            mirror(&mut m, c);
             Entries::F32(m)
         };
         if control.cancelled() {
             return Err(ProblemError::Cancelled);
         }
         let lengths_of_rows = squares.iter().map(|v| v.sqrt()).collect();
-        Ok(Gram {
+        let mut gram = Gram {
             weight,
             classes: c,
             dim: d,
             m,
             squares,
             lengths_of_rows,
-            close,
-        })
+            close: Vec::new(),
+        };
+        gram.close = (0..c).into_par_iter().map(|k| gram.find_close(k)).collect();
+        Ok(gram)
+    }
+
+    fn find_close(&self, k: usize) -> Vec<usize> {
+        let (part, squares) = (k * self.classes..(k + 1) * self.classes, &self.squares);
+        let within = |distance: f64, j: usize, share: f64| distance <= share * (squares[k] + squares[j]);
+        let near = |j: usize, m: f64, share: f64| j != k && within(squares[k] - 2.0 * m + squares[j], j, share);
+        match &self.m {
+            Entries::F64(m) => (0..self.classes)
+                .zip(&m[part])
+                .filter(|&(j, m)| near(j, *m, CLOSE))
+                .map(|(j, _)| j)
+                .collect(),
+            // Rounding of the entries may hide some, and suggest others: look again at all that could be.
+            Entries::F32(m) => (0..self.classes)
+                .zip(&m[part])
+                .filter(|&(j, m)| near(j, f64::from(*m), 2.0 * CLOSE))
+                .map(|(j, _)| j)
+                .filter(|&j| {
+                    let a = self.difference(k, j);
+                    within(dot(&a, &a), j, CLOSE)
+                })
+                .collect(),
+        }
     }
 
     pub fn dim(&self) -> usize {
@@ -180,11 +192,31 @@ impl<'a> Gram<'a> {
     }
 }
 
-/// For the rows of M from class `first` on, the classes that nearly equal each.
-fn find_close(first: usize, rows: &[f64], squares: &[f64], close: &mut [Vec<usize>]) {
-    for (i, (row, close)) in rows.chunks_exact(squares.len()).zip(close).enumerate() {
-        let (k, kk) = (first + i, squares[first + i]);
-        let near = |j: usize| kk - 2.0 * row[j] + squares[j] <= CLOSE * (kk + squares[j]);
-        close.extend((0..squares.len()).filter(|&j| j != k && near(j)));
+/// Rows of M from `first` on, their entries from the diagonal block on.
+fn upper_rows(weight: &[f64], d: usize, first: usize, out: &mut [f64], c: usize, control: &Control) {
+    if control.cancelled() {
+        return;
+    }
+    let rows = BLOCK.min(c - first);
+    let (own, others) = (&weight[first * d..(first + rows) * d], &weight[first * d..]);
+    multiply_transposed_into(own, others, &mut out[first..], (rows, d, c - first), c);
+}
+
+/// Copies the entries above the diagonal blocks to below them.
+fn mirror<T: Copy + Send + Sync>(m: &mut [T], c: usize) {
+    let mut below = m;
+    let mut rows_above: Vec<&[T]> = Vec::new();
+    // Block by block, so that what is above can be read while all workers write what is below.
+    while below.len() > BLOCK * c {
+        let (done, rest) = std::mem::take(&mut below).split_at_mut(BLOCK * c);
+        rows_above.clear();
+        rows_above.extend(done.chunks_exact(c));
+        let first = c - rest.len() / c;
+        rest.par_chunks_mut(c).enumerate().for_each(|(i, row)| {
+            for (entry, above) in row[first - BLOCK..first].iter_mut().zip(&rows_above) {
+                *entry = above[first + i];
+            }
+        });
+        below = rest;
     }
 }

@@ -4,10 +4,18 @@ use multiversion::multiversion;
 
 /// out (m x n) = a (m x d) times the transpose of b (n x d), all row-major, on this thread.
 pub fn multiply_transposed(a: &[f64], b: &[f64], out: &mut [f64], m: usize, d: usize, n: usize) {
-    assert!(a.len() >= m * d && b.len() >= n * d && out.len() >= m * n);
-    let (d_, n_) = (d as isize, n as isize);
+    multiply_transposed_into(a, b, out, (m, d, n), n);
+}
+
+/// The same into rows that lie `stride` apart.
+pub fn multiply_transposed_into(a: &[f64], b: &[f64], out: &mut [f64], (m, d, n): (usize, usize, usize), stride: usize) {
+    if m == 0 {
+        return;
+    }
+    assert!(n <= stride && a.len() >= m * d && b.len() >= n * d && out.len() >= (m - 1) * stride + n);
+    let (d_, stride) = (d as isize, stride as isize);
     // SAFETY: the assertion bounds every element that the strides reach.
-    unsafe { matrixmultiply::dgemm(m, d, n, 1.0, a.as_ptr(), d_, 1, b.as_ptr(), 1, d_, 0.0, out.as_mut_ptr(), n_, 1) }
+    unsafe { matrixmultiply::dgemm(m, d, n, 1.0, a.as_ptr(), d_, 1, b.as_ptr(), 1, d_, 0.0, out.as_mut_ptr(), stride, 1) }
 }
 
 /// The same in float32.
