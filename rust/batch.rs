@@ -12,18 +12,20 @@ use crate::layout::Layout;
 use crate::linalg::multiply_transposed;
 use crate::logits::Logits;
 use crate::margins::{Given, Margins, Peaks};
-use crate::max_plus::Lane;
+use crate::max_plus::{Lane, TILE};
 use crate::problem::{Engine, Problem, ProblemError, Settings, Status};
 use crate::working_set::Class;
 
 /// Targets per task: enough to share the passes over the logits, few enough to spread over cores.
 const TARGETS: usize = 32;
+/// With so many classes that the logits come from memory again for every task, twice as many.
+const MANY: usize = 4096;
 /// QPs whose shifts go through W in one GEMM, which must pay for packing W.
 const QPS: usize = 128;
 /// A certificate from the Gram matrix must be this much better than asked for, or W itself has the word: its rounding is counted in full.
 const QUICK: f64 = 1e-2;
 /// Bytes of margins that one task may hold.
-const TASK_BYTES: usize = 64 << 20;
+const TASK_BYTES: usize = 128 << 20;
 
 /// The answer for one class, in the caller's units.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +54,7 @@ pub struct Solution {
 
 /// Solves the given classes, in the given order, each for all samples.
 pub fn solve(problem: &Problem, classes: &[usize], settings: &Settings, control: &Control) -> Result<Vec<Solution>, ProblemError> {
-    let layout = Layout::whole(problem.samples);
+    let layout = Layout::whole(problem.samples, problem.classes);
     run(problem, layout, classes, settings, control, &|_, _| true, true)
 }
 
@@ -169,7 +171,7 @@ fn run(
         keep_shifts,
     };
     let blocks: Vec<Vec<Solution>> = targets
-        .par_chunks(targets_per_task(&logits))
+        .par_chunks(targets_per_task(&logits, problem.classes))
         .map_init(Workspace::default, |space, targets| {
             if control.cancelled() {
                 return Vec::new();
@@ -190,8 +192,10 @@ fn run(
 }
 
 /// Depends on the problem alone, so that results do not depend on the machine.
-fn targets_per_task(logits: &Logits) -> usize {
-    (TASK_BYTES / Peaks::bytes(logits).max(1)).clamp(1, TARGETS)
+fn targets_per_task(logits: &Logits, classes: usize) -> usize {
+    let most = if classes < MANY { TARGETS } else { 2 * TARGETS };
+    let fit = TASK_BYTES / Peaks::bytes(logits).max(1);
+    (fit / TILE * TILE).clamp(TILE, most)
 }
 
 /// What a worker keeps from one task to the next.

@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 /// Samples per block: a panel of a block stays in the first-level cache, and the block of a maximum is soon searched.
-pub const BLOCK: usize = 128;
+const BLOCK: usize = 128;
+/// Where a maximum a block and class would take more bytes a target than this, blocks are longer, up to the second-level cache.
+const PEAK_BYTES: usize = 2 << 20;
+const LONGEST: usize = 8 * BLOCK;
 
 /// Groups of samples, each with QPs of its own, cut into blocks: none crosses from one group to the next.
 pub struct Layout {
@@ -17,8 +20,12 @@ pub struct Layout {
 
 impl Layout {
     /// All samples in one group.
-    pub fn whole(samples: usize) -> Self {
-        Layout::new((0..samples).collect(), &[samples])
+    pub fn whole(samples: usize, classes: usize) -> Self {
+        let mut block = BLOCK;
+        while block < LONGEST && samples / block * classes * size_of::<f32>() > PEAK_BYTES {
+            block *= 2;
+        }
+        Layout::new((0..samples).collect(), &[samples], block)
     }
 
     /// A group for each label below `groups`; some may be empty.
@@ -27,14 +34,14 @@ impl Layout {
         order.sort_by_key(|&i| labels[i]);
         let mut sizes = vec![0; groups];
         labels.iter().for_each(|&l| sizes[l] += 1);
-        Layout::new(order, &sizes)
+        Layout::new(order, &sizes, BLOCK)
     }
 
-    fn new(order: Vec<usize>, sizes: &[usize]) -> Self {
+    fn new(order: Vec<usize>, sizes: &[usize], block: usize) -> Self {
         let (mut blocks, mut groups, mut first) = (Vec::new(), Vec::new(), 0);
         for &size in sizes {
             let (start, end) = (blocks.len(), first + size);
-            blocks.extend((first..end).step_by(BLOCK).map(|p| p..end.min(p + BLOCK)));
+            blocks.extend((first..end).step_by(block).map(|p| p..end.min(p + block)));
             groups.push(start..blocks.len());
             first = end;
         }
@@ -70,6 +77,13 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_grow_with_the_number_of_classes() {
+        assert_eq!(Layout::whole(5000, 1000).blocks()[0], 0..BLOCK);
+        assert_eq!(Layout::whole(10_000, 21_841).blocks()[0], 0..4 * BLOCK);
+        assert_eq!(Layout::whole(10, 1_000_000).blocks(), [0..10]);
+    }
 
     #[test]
     fn blocks_cover_each_group_and_stay_within_it() {

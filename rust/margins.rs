@@ -12,6 +12,9 @@ use crate::max_plus::{LANES, Lane, TILE, max_plus};
 use crate::order::{Own, Panel, Scratch, mth_largest};
 use crate::problem::Problem;
 
+/// Half of a common second-level cache.
+const CACHED_BYTES: usize = 512 << 10;
+
 /// Where the QPs of some target classes get their margins from. `t` is a position among the targets.
 pub trait Margins: Sync {
     /// Upper bounds on the margins of all rivals; -inf at the target itself.
@@ -75,12 +78,16 @@ impl<'a, 'p> Peaks<'a, 'p> {
         self.data.resize(targets.len() * panels * blocks, [f32::NEG_INFINITY; LANES]);
         let mut peaks = [[0.0; LANES]; TILE];
         for block in 0..blocks {
-            for (tile, group) in targets.chunks(TILE).enumerate() {
-                let keys = own_logits(logits, block, group);
-                for panel in 0..panels {
-                    max_plus(&keys, logits.panel(block, panel), &mut peaks);
-                    for (t, peak) in peaks.iter().enumerate().take(group.len()) {
-                        self.data[((tile * TILE + t) * panels + panel) * blocks + block] = *peak;
+            let keys: Vec<_> = targets.chunks(TILE).map(|tile| own_logits(logits, block, tile)).collect();
+            // So many panels stay in the second-level cache for all tiles; with many classes they have come from memory.
+            let step = (CACHED_BYTES / size_of_val(logits.panel(block, 0))).max(1);
+            for first in (0..panels).step_by(step) {
+                for (tile, keys) in keys.iter().enumerate() {
+                    for panel in first..panels.min(first + step) {
+                        max_plus(keys, logits.panel(block, panel), &mut peaks);
+                        for (t, peak) in (tile * TILE..targets.len()).zip(&peaks) {
+                            self.data[(t * panels + panel) * blocks + block] = *peak;
+                        }
                     }
                 }
             }
