@@ -34,7 +34,7 @@ impl<'a> Gram<'a> {
     pub fn new(problem: &'a Problem<'_>, control: &Control) -> Result<Self, ProblemError> {
         let (c, d) = (problem.classes, problem.dim);
         let weight = &problem.weight;
-        let squares: Vec<f64> = weight.chunks_exact(d).map(|w| dot(w, w)).collect();
+        let squares: Vec<f64> = weight.par_chunks(d).map(|w| dot(w, w)).collect();
         let m = if c <= WIDE {
             let mut m = vec![0.0; c * c];
             let rows = m.par_chunks_mut(BLOCK * c).enumerate();

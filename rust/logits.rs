@@ -28,7 +28,7 @@ impl Logits {
     pub fn new(problem: &Problem, layout: Layout, control: &Control) -> Result<Self, ProblemError> {
         let (classes, dim) = (problem.classes, problem.dim);
         let panels = classes.div_ceil(LANES);
-        let weight: Vec<f32> = problem.weight.iter().map(|&v| v as f32).collect();
+        let weight: Vec<f32> = problem.weight.par_iter().map(|&v| v as f32).collect();
         let mut data = vec![[f32::NEG_INFINITY; LANES]; layout.samples() * panels];
         let (mut tasks, mut rest) = (Vec::new(), data.as_mut_slice());
         for blocks in spans(&layout) {

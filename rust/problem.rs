@@ -199,11 +199,8 @@ impl<'a> Problem<'a> {
             Some(b) => b.to_vec(),
             None => vec![0.0; classes],
         };
-        let mut weight: Vec<f64> = match weight.as_slice() {
-            Some(contiguous) => contiguous.to_vec(),
-            None => weight.iter().copied().collect(),
-        };
-        let largest_weight = largest_finite("weight", weight.chunks_exact(dim))?;
+        let mut weight = copied(weight);
+        let largest_weight = largest_entry(&weight, dim)?;
         largest_finite("bias", bias.chunks_exact(1))?;
         let (largest_latent, longest_latent) = survey(&latents, dim, samples)?;
 
@@ -217,13 +214,12 @@ impl<'a> Problem<'a> {
             }
         }
         let latent_scale = unit_scale(largest_latent.max(asked));
-        weight.iter_mut().for_each(|v| *v *= weight_scale);
+        weight
+            .par_chunks_mut(dim)
+            .for_each(|row| row.iter_mut().for_each(|v| *v *= weight_scale));
         bias.iter_mut().for_each(|v| *v = *v * weight_scale * latent_scale);
         largest_finite("bias (relative to weight and latents)", bias.chunks_exact(1))?;
-        let row_lengths: Vec<f64> = weight
-            .chunks_exact(dim)
-            .map(|w| w.iter().map(|v| v * v).sum::<f64>().sqrt())
-            .collect();
+        let row_lengths: Vec<f64> = weight.par_chunks(dim).map(|row| extent_f64(row).1.sqrt()).collect();
         let longest_latent = longest_latent * latent_scale;
         let reach_unit = longest_latent.max(bias_length(&row_lengths, &bias));
         Ok(Problem {
@@ -343,6 +339,26 @@ fn largest_finite<'a>(argument: &'static str, rows: impl Iterator<Item = &'a [f6
         }
     }
     Ok(largest)
+}
+
+/// Rows one after the other in memory.
+fn copied(weight: ArrayView2<'_, f64>) -> Vec<f64> {
+    let mut copy = vec![0.0; weight.len()];
+    let rows = copy.par_chunks_mut(weight.ncols()).enumerate();
+    rows.for_each(|(i, out)| match weight.row(i).to_slice() {
+        Some(row) => out.copy_from_slice(row),
+        None => out.iter_mut().zip(weight.row(i)).for_each(|(o, v)| *o = *v),
+    });
+    copy
+}
+
+fn largest_entry(weight: &[f64], dim: usize) -> Result<f64, ProblemError> {
+    let extents: Vec<(f64, f64)> = weight.par_chunks(dim).map(extent_f64).collect();
+    if extents.iter().any(|(_, square)| !square.is_finite()) {
+        // An entry that is not finite, or one whose square is not.
+        return largest_finite("weight", weight.chunks_exact(dim));
+    }
+    Ok(extents.iter().fold(0.0, |a, (largest, _)| a.max(*largest)))
 }
 
 /// Largest entry and largest Euclidean norm of the latents.

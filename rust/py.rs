@@ -8,6 +8,7 @@ use numpy::{PyArray1, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use rayon::prelude::*;
 
 use crate::batch::{self, Solution, on_threads};
 use crate::control::{Control, STAGES};
@@ -116,7 +117,7 @@ impl Arguments<'_> {
         py: Python<'_>,
         control: &Control,
         work: impl FnOnce(&Problem, &[usize], &Settings) -> Result<Vec<Solution>, ProblemError> + Send,
-    ) -> PyResult<Vec<Solution>> {
+    ) -> PyResult<(Vec<Solution>, Vec<f64>)> {
         let settings = Settings {
             quantile: self.quantile,
             engine: engine_named(&self.engine)?,
@@ -136,7 +137,11 @@ impl Arguments<'_> {
         let classes = &self.classes;
         interruptible(py, self.progress.as_ref(), control, || {
             settings.check()?;
-            on_threads(settings.threads, || work(&Problem::new(weight, bias, latents)?, classes, &settings))?
+            on_threads(settings.threads, || {
+                let solutions = work(&Problem::new(weight, bias, latents)?, classes, &settings)?;
+                let shifts = shifts_of(&solutions);
+                Ok((solutions, shifts))
+            })?
         })
     }
 }
@@ -148,7 +153,7 @@ fn solve<'py>(py: Python<'py>, arguments: Arguments<'py>) -> PyResult<Bound<'py,
     let solutions = arguments.run(py, &control, |problem, classes, settings| {
         batch::solve(problem, classes, settings, &control)
     })?;
-    columns(py, &solutions, &control)
+    columns(py, solutions, &control)
 }
 
 /// See `_rust.pyi`.
@@ -158,7 +163,7 @@ fn solve_pairs<'py>(py: Python<'py>, arguments: Arguments<'py>, labels: Vec<usiz
     let solutions = arguments.run(py, &control, |problem, targets, settings| {
         batch::solve_pairs(problem, targets, &labels, settings, &control)
     })?;
-    columns(py, &solutions, &control)
+    columns(py, solutions, &control)
 }
 
 /// See `_rust.pyi`.
@@ -174,20 +179,26 @@ fn solve_margins<'py>(
     let solutions = arguments.run(py, &control, |problem, targets, settings| {
         batch::solve_margins(problem, targets, margins, samples, settings, &control)
     })?;
-    columns(py, &solutions, &control)
+    columns(py, solutions, &control)
+}
+
+/// The one large column, one row a solution; empty for pairs.
+fn shifts_of(solutions: &[Solution]) -> Vec<f64> {
+    let dim = solutions.first().map_or(0, |s| s.shift.len());
+    let mut shifts = vec![0.0; solutions.len() * dim];
+    let rows = shifts.par_chunks_mut(dim.max(1)).zip(solutions);
+    rows.for_each(|(row, s)| row.copy_from_slice(&s.shift));
+    shifts
 }
 
 /// Struct of arrays.
-fn columns<'py>(py: Python<'py>, solutions: &[Solution], control: &Control) -> PyResult<Bound<'py, PyDict>> {
+fn columns<'py>(py: Python<'py>, (solutions, shifts): (Vec<Solution>, Vec<f64>), control: &Control) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
     let floats = |get: fn(&Solution) -> f64| PyArray1::from_iter(py, solutions.iter().map(get));
     let bytes = |get: fn(&Solution) -> u8| PyArray1::from_iter(py, solutions.iter().map(get));
-    // The one large column: slices are copied far faster than entries.
-    let mut shifts = Vec::with_capacity(solutions.iter().map(|s| s.shift.len()).sum());
-    solutions.iter().for_each(|s| shifts.extend_from_slice(&s.shift));
     let flat = |get: fn(&Solution) -> &[usize]| PyArray1::from_iter(py, solutions.iter().flat_map(get).map(|&v| v as i64));
     let mut indptr = vec![0i64];
-    for s in solutions {
+    for s in &solutions {
         indptr.push(indptr[indptr.len() - 1] + s.active.len() as i64);
     }
     let indices = |get: fn(&Solution) -> usize| PyArray1::from_iter(py, solutions.iter().map(|s| get(s) as i64));
