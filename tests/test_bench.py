@@ -43,6 +43,7 @@ def test_the_result_counts_every_class_and_its_ratio_is_that_of_its_times() -> N
     assert (result.classes, result.dim, result.samples) == tuple(SIZE.values())
     assert (result.threads, result.repeats) == (1, 2)
     assert result.gemm_threads in (1, None)
+    assert set(result.stage_s) == {"logits", "gram", "collapse", "qp"}
     assert result.ratio == result.solve_s / result.gemm_s
     assert json.loads(json.dumps(result.to_dict()))["ms_per_class"] == result.ms_per_class
 

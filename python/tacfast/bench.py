@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tacfast.errors import ProblemError
-from tacfast.solver import Engine, TacSolutions, solve
+from tacfast.solver import Engine, solve
 
 #: The threads of a BLAS go on spinning for a while after its work is done, and would take a core from what is timed next.
 SETTLE_S = 0.1
@@ -43,7 +43,7 @@ class BenchResult:
     solve_s: float
     #: How many classes ended in each status.
     status: dict[str, int]
-    #: Seconds per stage of the solve, where the core tells; those of stages done class by class are summed over threads.
+    #: Seconds by stage of the solve, as `TacSolutions.stage_seconds`: "collapse" and "qp" are summed over threads.
     stage_s: dict[str, float]
 
     @property
@@ -102,7 +102,7 @@ def run(
             time.sleep(SETTLE_S)
             began = time.perf_counter()
             solutions = solve(weight, bias, latents, engine=engine, threads=threads)
-            solved.append((time.perf_counter() - began, stage_seconds(solutions)))
+            solved.append((time.perf_counter() - began, solutions.stage_seconds))
     return BenchResult(
         classes=len(w),
         dim=w.shape[1],
@@ -116,11 +116,6 @@ def run(
         status=dict(Counter(solutions.status.tolist())),
         stage_s={stage: median(stages[stage] for _, stages in solved) for stage in solved[0][1]},
     )
-
-
-def stage_seconds(solutions: TacSolutions) -> dict[str, float]:
-    """Seconds per stage (logits, gram, collapse, qp), where the solutions hold them; else nothing."""
-    return dict(getattr(solutions, "stage_seconds", None) or {})
 
 
 def seconds(work: Callable[[], Any]) -> float:
