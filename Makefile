@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SMOKE := target/smoke-venv
 RUST := Cargo.toml Cargo.lock $(wildcard rust/*.rs)
 
-.PHONY: demo test test-rust test-python test-wheel lint format bench wheel clean
+.PHONY: demo test test-rust test-python test-wheel lint format bench bench-kernels bench-scaling wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/tacfast demo
@@ -31,7 +31,7 @@ lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest tacfast._rust
 	cargo fmt --check
-	cargo clippy --locked --all-targets --quiet -- -D warnings
+	cargo clippy --locked --all-targets --features bench --quiet -- -D warnings
 	PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo clippy --locked --features python --quiet -- -D warnings
 
 format: $(VENV)/.lint
@@ -39,9 +39,18 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	cargo fmt
 
-bench: $(VENV)/.built
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pytest-benchmark>=5'
-	$(BIN)/python -m pytest benches -p no:cacheprovider --benchmark-columns=min,median,rounds --benchmark-sort=name
+# Accuracy first, then one table of our engines and of other solvers; those that cannot be installed here are skipped.
+bench: $(VENV)/.built $(VENV)/.peers
+	mkdir -p target
+	$(BIN)/python -m pytest benches -q -p no:cacheprovider --benchmark-quiet --benchmark-json=target/bench.json
+	$(BIN)/python benches/table.py target/bench.json
+
+bench-kernels:
+	cargo bench --locked --features bench
+
+# Minutes: time and peak memory against C, d and n.
+bench-scaling: $(VENV)/.built
+	$(BIN)/python benches/scaling.py
 
 wheel: $(VENV)/.tools
 	rm -rf dist
@@ -58,6 +67,14 @@ $(VENV)/.tools:
 # An editable install: Python changes need no rebuild, Rust changes do.
 $(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked --quiet --extras test
+	touch $@
+
+# The bench extra, one by one: a solver without a wheel for this machine must not keep the others away.
+BENCH_EXTRA = from importlib.metadata import requires; print(*(r.split(';')[0].strip() for r in requires('tacfast') if 'bench' in r.partition(';')[2]))
+$(VENV)/.peers: pyproject.toml | $(VENV)/.built
+	for package in $$($(BIN)/python -c "$(BENCH_EXTRA)"); do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary "$$package" || echo "skipped: $$package"; \
+	done
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.tools pyproject.toml

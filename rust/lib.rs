@@ -28,6 +28,9 @@
 //! * [`batch`]: all classes, in parallel.
 //! * `py`: the bindings.
 
+// A type that is shown to benchmarks alone need not be complete.
+#![cfg_attr(feature = "bench", allow(clippy::len_without_is_empty))]
+
 pub mod batch;
 pub mod control;
 pub mod problem;
@@ -48,3 +51,12 @@ mod working_set;
 
 #[cfg(feature = "python")]
 mod py;
+
+/// The kernels that `benches/kernels.rs` times; no part of the interface.
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench_internals {
+    pub use crate::factor::Factor;
+    pub use crate::max_plus::{LANES, Lane, TILE, max_plus};
+    pub use crate::order::{Own, Panel, Scratch, mth_largest};
+}

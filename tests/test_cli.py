@@ -190,7 +190,7 @@ def test_debug_shows_the_traceback(place: Path) -> None:
 
 def test_version_and_help(place: Path) -> None:
     assert run("--version", cwd=place).stdout.strip() == tacfast.__version__
-    for command in ("demo", "solve", "scan", "repair"):
+    for command in ("demo", "solve", "scan", "repair", "bench"):
         done = run(command, "--help", cwd=place)
         assert done.returncode == 0
         assert "Usage" in done.stdout

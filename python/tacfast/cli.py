@@ -29,6 +29,7 @@ from tacfast.solver import solve as solve_arrays
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tacfast.bench import BenchResult
     from tacfast.checkpoints import Images
     from tacfast.demo import DemoResult
     from tacfast.repair import RepairResult
@@ -231,6 +232,30 @@ def repair_command(
         _write_json(result.to_dict(), json_file)
 
 
+@app.command()
+def bench(
+    problem: Annotated[
+        Path | None, typer.Argument(help=".npz with W (C,d), Z (n,d) and perhaps b (C,); without it a synthetic head.")
+    ] = None,
+    classes: Annotated[int, typer.Option(min=2, help="Of the synthetic head.")] = 1000,
+    dim: Annotated[int, typer.Option(min=1, help="Of the synthetic head.")] = 2048,
+    samples: Annotated[int, typer.Option(min=1, help="Of the synthetic head.")] = 5000,
+    engine: Annotated[EngineName, typer.Option()] = EngineName.AUTO,
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Pairs (GEMM, solve) to time.")] = 3,
+    json_file: Json = None,
+) -> None:
+    """Time a whole solve against the logits GEMM that any method must do. Needs no torch."""
+    from tacfast.bench import run, synthetic_head
+
+    _check_outputs(json_file)
+    w, b, z = synthetic_head(classes, dim, samples) if problem is None else _read_head(problem)[:3]
+    result = run(w, b, z, engine=engine.value, threads=threads, repeats=repeats)
+    _show_bench(result)
+    if json_file is not None:
+        _write_json({"schema": "tacfast.bench/1", "tool_version": __version__, **result.to_dict()}, json_file)
+
+
 def _load(
     model: Path, arch: str | None, arch_arg: list[str] | None, data: Path | None, mean: str, std: str, size: int | None, limit: int
 ) -> tuple[Any, list[tuple[Tensor, ...]], dict[str, Any]]:
@@ -381,3 +406,21 @@ def _show_demo(result: DemoResult) -> None:
     table.add_row("clean accuracy", *(f"{v:.1%}" for v in result.clean_accuracy))
     table.add_row("attack success rate", *(f"{v:.1%}" for v in result.asr))
     out.print(table)
+
+
+def _show_bench(result: BenchResult) -> None:
+    out.print(repr(result), markup=False, highlight=False)
+    table = _table("", "threads", "ms", "GEMMs", "ms per class")
+    gemm_threads = "numpy's choice" if result.gemm_threads is None else str(result.gemm_threads)
+    table.add_row("logits GEMM (numpy)", gemm_threads, f"{1e3 * result.gemm_s:.1f}", "1", "")
+    table.add_row(
+        f"whole solve ({result.engine})",
+        str(result.threads),
+        f"{1e3 * result.solve_s:.1f}",
+        f"{result.ratio:.2f}",
+        f"{result.ms_per_class:.3g}",
+    )
+    out.print(table)
+    counts = ", ".join(f"{count} {status}" for status, count in result.status.items())
+    stages = "".join(f"; {stage} {1e3 * s:.1f} ms" for stage, s in result.stage_s.items())
+    out.print(f"[dim]medians of {result.repeats} pairs; {counts}{stages}[/]", highlight=False, soft_wrap=True)
