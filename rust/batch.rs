@@ -11,7 +11,7 @@ use crate::gram::Gram;
 use crate::layout::Layout;
 use crate::linalg::multiply_transposed;
 use crate::logits::Logits;
-use crate::margins::{Given, Margins, Peaks};
+use crate::margins::{Booked, Given, Margins, Peaks};
 use crate::max_plus::{Lane, TILE};
 use crate::problem::{Engine, Problem, ProblemError, Settings, Status};
 use crate::working_set::Class;
@@ -217,7 +217,8 @@ struct Task<'a, 'p> {
 impl Task<'_, '_> {
     /// The QPs of (position among the targets, group of samples).
     fn solve(&self, targets: &[usize], pairs: &[(usize, usize)], margins: &dyn Margins, kernel: &mut ActiveSet) -> Vec<Solution> {
-        let mut solutions = Vec::with_capacity(pairs.len());
+        let (mut solutions, control) = (Vec::with_capacity(pairs.len()), self.control);
+        let margins = &Booked { margins, control };
         for pairs in pairs.chunks(QPS) {
             if self.control.cancelled() {
                 break;

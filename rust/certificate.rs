@@ -12,8 +12,8 @@ const DEPENDENT: f64 = 1e-11;
 const DEPENDENT_VECTOR: f64 = 1e-12;
 /// Refinement gains several digits a step; more steps than this gain nothing.
 const STEPS: usize = 6;
-/// Residuals this small, relative to the largest margin of the support, are rounding.
-const ENOUGH: f64 = 32.0 * f64::EPSILON;
+/// Residuals this small, relative to the largest margin of the support, need no further step.
+const ENOUGH: f64 = 1e-13;
 
 /// Multipliers on a support, and the shift that they make.
 pub struct Refined {

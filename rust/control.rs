@@ -1,5 +1,6 @@
 //! What a running solve and its caller tell each other. Uses nothing.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -21,8 +22,14 @@ pub enum Stage {
     Qp,
 }
 
-/// Names of the stages. The last two run side by side on all workers: their times are summed over these.
+/// Names of the stages. The last two run side by side on all workers: their times are summed over these. Making a margin exact belongs to the
+/// collapse, whenever the QP asks for it.
 pub const STAGES: [&str; 4] = ["logits", "gram", "collapse", "qp"];
+
+thread_local! {
+    /// Nanoseconds that this thread has booked so far.
+    static BOOKED: Cell<u64> = const { Cell::new(0) };
+}
 
 impl Control {
     pub fn cancel(&self) {
@@ -47,12 +54,14 @@ impl Control {
         self.done.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// Runs `work` and books its time.
+    /// Runs `work` and books its time, less what it books for another stage meanwhile.
     pub fn timed<T>(&self, stage: Stage, work: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
+        let (start, before) = (Instant::now(), BOOKED.get());
         let result = work();
         let spent = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.nanoseconds[stage as usize].fetch_add(spent, Ordering::Relaxed);
+        let inner = BOOKED.get() - before;
+        self.nanoseconds[stage as usize].fetch_add(spent.saturating_sub(inner), Ordering::Relaxed);
+        BOOKED.set(before + spent);
         result
     }
 

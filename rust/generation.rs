@@ -42,10 +42,11 @@ pub fn attempt(class: &mut Class, engine: Engine, careful: bool, kernel: &mut Ac
 fn generate(class: &mut Class, kernel: &mut Kernel, control: &Control) -> Attempt {
     let mut ws = WorkingSet::new(kernel.wants_vectors());
     let mut prices = Prices::default();
+    let depth = class.depth();
     for _ in 0..ROUNDS {
         let (active, multipliers) = kernel.multipliers(class, &ws);
         class.price(&active, &multipliers, &mut prices);
-        let tolerance = VIOLATED * class.distance(&active, &multipliers);
+        let tolerance = VIOLATED * depth.max(class.distance(&active, &multipliers));
         let (gram, k) = (class.gram, class.k);
         let joining = class.joining(&prices, tolerance, &ws.members, || {
             kernel

@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use crate::control::Control;
-use crate::linalg::{add_scaled, add_scaled_difference, add_scaled_f32, difference_dot_f64, dot, multiply_transposed_into};
-use crate::problem::{Problem, ProblemError};
+use crate::linalg::{add_scaled, add_scaled_f32, dot, multiply_transposed_into};
+use crate::problem::{Problem, ProblemError, Rows};
 
 /// Rows whose squared distance is below this share of their squared norms: M has lost six digits of it, so use the difference itself.
 const CLOSE: f64 = 1e-6;
@@ -14,7 +14,7 @@ const BLOCK: usize = 128;
 const WIDE: usize = 10_000;
 
 pub struct Gram<'a> {
-    weight: &'a [f64],
+    rows: Rows<'a>,
     classes: usize,
     dim: usize,
     m: Entries,
@@ -59,7 +59,7 @@ impl<'a> Gram<'a> {
         }
         let lengths_of_rows = squares.iter().map(|v| v.sqrt()).collect();
         let mut gram = Gram {
-            weight,
+            rows: problem.rows(),
             classes: c,
             dim: d,
             m,
@@ -98,10 +98,6 @@ impl<'a> Gram<'a> {
         self.dim
     }
 
-    fn row(&self, class: usize) -> &[f64] {
-        &self.weight[class * self.dim..(class + 1) * self.dim]
-    }
-
     /// Classes whose weight row nearly or exactly equals that of `k`.
     pub fn close_to(&self, k: usize) -> &[usize] {
         &self.close[k]
@@ -129,6 +125,11 @@ impl<'a> Gram<'a> {
         unit * size
     }
 
+    /// |w_j| by class.
+    pub fn lengths_of_rows(&self) -> &[f64] {
+        &self.lengths_of_rows
+    }
+
     /// |w_k| + |w_j|
     pub fn both_lengths(&self, k: usize, j: usize) -> f64 {
         self.lengths_of_rows[k] + self.lengths_of_rows[j]
@@ -144,10 +145,7 @@ impl<'a> Gram<'a> {
             }
             _ => {
                 let a = self.difference(k, j);
-                others
-                    .iter()
-                    .map(|&l| difference_dot_f64(self.row(k), self.row(l), &a, 1.0))
-                    .collect()
+                others.iter().map(|&l| self.rows.difference_dot(k, l, &a)).collect()
             }
         }
     }
@@ -169,14 +167,14 @@ impl<'a> Gram<'a> {
     }
 
     pub fn difference(&self, k: usize, j: usize) -> Vec<f64> {
-        self.row(k).iter().zip(self.row(j)).map(|(a, b)| a - b).collect()
+        self.rows.difference(k, j)
     }
 
     /// s = sum of multipliers times a_j, from the rows themselves.
     pub fn combine(&self, k: usize, active: &[usize], multipliers: &[f64]) -> Vec<f64> {
         let mut s = vec![0.0; self.dim];
         for (&j, &x) in active.iter().zip(multipliers) {
-            add_scaled_difference(&mut s, x, self.row(k), self.row(j));
+            self.rows.add_difference(&mut s, x, k, j);
         }
         s
     }
@@ -188,7 +186,7 @@ impl<'a> Gram<'a> {
 
     /// a_j^T s from the rows themselves.
     pub fn reach(&self, k: usize, j: usize, s: &[f64]) -> f64 {
-        difference_dot_f64(self.row(k), self.row(j), s, 1.0)
+        self.rows.difference_dot(k, j, s)
     }
 }
 

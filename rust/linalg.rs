@@ -56,11 +56,21 @@ pub fn add_scaled(y: &mut [f64], c: f64, x: &[f64]) {
 }
 
 /// y := y + c (a - b). Subtracting first keeps the digits of rows that nearly agree.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-pub fn add_scaled_difference(y: &mut [f64], c: f64, a: &[f64], b: &[f64]) {
+#[inline(always)]
+fn add_scaled_difference<T: Copy + Into<f64>>(y: &mut [f64], c: f64, a: &[T], b: &[T]) {
     for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-        *y += c * (a - b);
+        *y += c * ((*a).into() - (*b).into());
     }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn add_scaled_difference_f32(y: &mut [f64], c: f64, a: &[f32], b: &[f32]) {
+    add_scaled_difference(y, c, a, b);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn add_scaled_difference_f64(y: &mut [f64], c: f64, a: &[f64], b: &[f64]) {
+    add_scaled_difference(y, c, a, b);
 }
 
 /// `add_scaled` of a row in float32.
@@ -97,23 +107,34 @@ pub fn extent_f64(row: &[f64]) -> (f64, f64) {
 
 /// Sum of (a - b) (z scale). Scaling comes first: it keeps products of tiny latents out of the denormal range.
 #[inline(always)]
-fn difference_dot<T: Copy + Into<f64>>(a: &[f64], b: &[f64], z: &[T], scale: f64) -> f64 {
+fn difference_dot<A: Copy + Into<f64>, Z: Copy + Into<f64>>(a: &[A], b: &[A], z: &[Z], scale: f64) -> f64 {
     let mut acc = [0.0; 16];
     for ((a, b), z) in a.chunks(16).zip(b.chunks(16)).zip(z.chunks(16)) {
         for (((s, a), b), z) in acc.iter_mut().zip(a).zip(b).zip(z) {
-            *s += (a - b) * ((*z).into() * scale);
+            *s += ((*a).into() - (*b).into()) * ((*z).into() * scale);
         }
     }
     acc.iter().sum()
 }
 
+/// Rows in float32 or float64, by the first name, and what they are multiplied with, by the second.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-pub fn difference_dot_f32(a: &[f64], b: &[f64], z: &[f32], scale: f64) -> f64 {
+pub fn difference_dot_f32_f32(a: &[f32], b: &[f32], z: &[f32], scale: f64) -> f64 {
     difference_dot(a, b, z, scale)
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-pub fn difference_dot_f64(a: &[f64], b: &[f64], z: &[f64], scale: f64) -> f64 {
+pub fn difference_dot_f32_f64(a: &[f32], b: &[f32], z: &[f64], scale: f64) -> f64 {
+    difference_dot(a, b, z, scale)
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn difference_dot_f64_f32(a: &[f64], b: &[f64], z: &[f32], scale: f64) -> f64 {
+    difference_dot(a, b, z, scale)
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn difference_dot_f64_f64(a: &[f64], b: &[f64], z: &[f64], scale: f64) -> f64 {
     difference_dot(a, b, z, scale)
 }
 

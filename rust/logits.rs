@@ -1,5 +1,6 @@
 //! The logits of all samples, in float32 and in the order that the max-plus kernel reads. May use: problem, layout, linalg, max_plus' lanes.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -28,7 +29,10 @@ impl Logits {
     pub fn new(problem: &Problem, layout: Layout, control: &Control) -> Result<Self, ProblemError> {
         let (classes, dim) = (problem.classes, problem.dim);
         let panels = classes.div_ceil(LANES);
-        let weight: Vec<f32> = problem.weight.par_iter().map(|&v| v as f32).collect();
+        let weight = match problem.narrow() {
+            Some(narrow) => Cow::Borrowed(narrow),
+            None => Cow::Owned(problem.weight.par_iter().map(|&v| v as f32).collect()),
+        };
         let mut data = vec![[f32::NEG_INFINITY; LANES]; layout.samples() * panels];
         let (mut tasks, mut rest) = (Vec::new(), data.as_mut_slice());
         for blocks in spans(&layout) {

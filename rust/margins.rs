@@ -7,6 +7,7 @@
 use multiversion::multiversion;
 use ndarray::ArrayView2;
 
+use crate::control::{Control, Stage};
 use crate::logits::Logits;
 use crate::max_plus::{LANES, Lane, TILE, max_plus};
 use crate::order::{Own, Panel, Scratch, mth_largest};
@@ -22,6 +23,22 @@ pub trait Margins: Sync {
 
     /// r_kj, and the (first) sample that attains it.
     fn exact(&self, t: usize, group: usize, j: usize) -> (f64, usize);
+}
+
+/// Margins whose time is booked for the collapse.
+pub struct Booked<'a> {
+    pub margins: &'a dyn Margins,
+    pub control: &'a Control,
+}
+
+impl Margins for Booked<'_> {
+    fn upper_bounds(&self, t: usize, group: usize) -> Vec<f64> {
+        self.control.timed(Stage::Collapse, || self.margins.upper_bounds(t, group))
+    }
+
+    fn exact(&self, t: usize, group: usize, j: usize) -> (f64, usize) {
+        self.control.timed(Stage::Collapse, || self.margins.exact(t, group, j))
+    }
 }
 
 /// The float32 margins of a few target classes against all rivals, by block of samples.

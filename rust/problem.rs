@@ -4,7 +4,10 @@ use ndarray::{ArrayView1, ArrayView2};
 use rayon::prelude::*;
 use thiserror::Error;
 
-use crate::linalg::{difference_dot_f32, difference_dot_f64, extent_f32, extent_f64};
+use crate::linalg::{
+    add_scaled_difference_f32, add_scaled_difference_f64, difference_dot_f32_f32, difference_dot_f32_f64, difference_dot_f64_f32,
+    difference_dot_f64_f64, extent_f32, extent_f64,
+};
 
 /// Malformed input. How a well-formed problem ended is a [`Status`], never an error.
 #[derive(Debug, Error, Clone, PartialEq)]
@@ -156,6 +159,58 @@ enum Row<'a> {
     F64(&'a [f64]),
 }
 
+/// W as it is read row by row.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    dim: usize,
+    wide: &'a [f64],
+    narrow: Option<&'a [f32]>,
+}
+
+enum Pair<'a> {
+    F32(&'a [f32], &'a [f32]),
+    F64(&'a [f64], &'a [f64]),
+}
+
+impl<'a> Rows<'a> {
+    fn pair(&self, j: usize, k: usize) -> Pair<'a> {
+        let part = |class: usize| class * self.dim..(class + 1) * self.dim;
+        match self.narrow {
+            Some(w) => Pair::F32(&w[part(j)], &w[part(k)]),
+            None => Pair::F64(&self.wide[part(j)], &self.wide[part(k)]),
+        }
+    }
+
+    /// (w_j - w_k)^T v
+    pub fn difference_dot(&self, j: usize, k: usize, v: &[f64]) -> f64 {
+        self.pair(j, k).difference_dot(v, 1.0)
+    }
+
+    /// v := v + c (w_j - w_k)
+    pub fn add_difference(&self, v: &mut [f64], c: f64, j: usize, k: usize) {
+        match self.pair(j, k) {
+            Pair::F32(wj, wk) => add_scaled_difference_f32(v, c, wj, wk),
+            Pair::F64(wj, wk) => add_scaled_difference_f64(v, c, wj, wk),
+        }
+    }
+
+    /// w_j - w_k
+    pub fn difference(&self, j: usize, k: usize) -> Vec<f64> {
+        let mut difference = vec![0.0; self.dim];
+        self.add_difference(&mut difference, 1.0, j, k);
+        difference
+    }
+}
+
+impl Pair<'_> {
+    fn difference_dot(&self, v: &[f64], scale: f64) -> f64 {
+        match self {
+            Pair::F32(wj, wk) => difference_dot_f32_f64(wj, wk, v, scale),
+            Pair::F64(wj, wk) => difference_dot_f64_f64(wj, wk, v, scale),
+        }
+    }
+}
+
 /// A checked problem, in float64 and in units where the largest |W| and |Z| lie in [1, 2).
 ///
 /// Both scales are powers of two, so scaling loses no bit, and squares of tiny or huge
@@ -166,6 +221,8 @@ pub struct Problem<'a> {
     pub samples: usize,
     /// C x d, row-major, scaled.
     pub weight: Vec<f64>,
+    /// The same in float32, where that loses nothing: half the memory to read wherever single rows are.
+    narrow: Option<Vec<f32>>,
     /// Scaled like the logits.
     pub bias: Vec<f64>,
     latents: Latents<'a>,
@@ -220,6 +277,7 @@ impl<'a> Problem<'a> {
         bias.iter_mut().for_each(|v| *v = *v * weight_scale * latent_scale);
         largest_finite("bias (relative to weight and latents)", bias.chunks_exact(1))?;
         let row_lengths: Vec<f64> = weight.par_chunks(dim).map(|row| extent_f64(row).1.sqrt()).collect();
+        let narrow = narrowed(&weight, dim);
         let longest_latent = longest_latent * latent_scale;
         let reach_unit = longest_latent.max(bias_length(&row_lengths, &bias));
         Ok(Problem {
@@ -227,6 +285,7 @@ impl<'a> Problem<'a> {
             dim,
             samples,
             weight,
+            narrow,
             bias,
             latents,
             weight_scale,
@@ -288,17 +347,31 @@ impl<'a> Problem<'a> {
         }
     }
 
+    /// W in float32, if it is float32.
+    pub fn narrow(&self) -> Option<&[f32]> {
+        self.narrow.as_deref()
+    }
+
+    pub fn rows(&self) -> Rows<'_> {
+        Rows {
+            dim: self.dim,
+            wide: &self.weight,
+            narrow: self.narrow(),
+        }
+    }
+
     /// (w_j - w_k)^T z_i in float64. Subtracting two logits instead would leave rounding of the size of the logits, enough to make two
     /// identical classes look as if one could never beat the other.
     pub fn margin(&self, k: usize, j: usize, sample: usize) -> f64 {
-        let (wj, wk, scale) = (self.row(j), self.row(k), self.latent_scale);
-        match self.latents.contiguous_row(sample) {
-            Some(Row::F32(z)) => difference_dot_f32(wj, wk, z, scale),
-            Some(Row::F64(z)) => difference_dot_f64(wj, wk, z, scale),
-            None => {
+        let (pair, scale) = (self.rows().pair(j, k), self.latent_scale);
+        match (pair, self.latents.contiguous_row(sample)) {
+            (Pair::F32(wj, wk), Some(Row::F32(z))) => difference_dot_f32_f32(wj, wk, z, scale),
+            (Pair::F64(wj, wk), Some(Row::F32(z))) => difference_dot_f64_f32(wj, wk, z, scale),
+            (pair, Some(Row::F64(z))) => pair.difference_dot(z, scale),
+            (pair, None) => {
                 let mut z = vec![0.0; self.dim];
                 self.latents.copy_row(sample, &mut z);
-                difference_dot_f64(wj, wk, &z, scale)
+                pair.difference_dot(&z, scale)
             }
         }
     }
@@ -350,6 +423,16 @@ fn copied(weight: ArrayView2<'_, f64>) -> Vec<f64> {
         None => out.iter_mut().zip(weight.row(i)).for_each(|(o, v)| *o = *v),
     });
     copy
+}
+
+/// In float32, unless that rounds an entry.
+fn narrowed(weight: &[f64], dim: usize) -> Option<Vec<f32>> {
+    let mut narrow = vec![0.0; weight.len()];
+    let exact = narrow.par_chunks_mut(dim).zip(weight.par_chunks(dim)).all(|(out, row)| {
+        out.iter_mut().zip(row).for_each(|(o, v)| *o = *v as f32);
+        out.iter().zip(row).all(|(o, v)| f64::from(*o) == *v)
+    });
+    exact.then_some(narrow)
 }
 
 fn largest_entry(weight: &[f64], dim: usize) -> Result<f64, ProblemError> {

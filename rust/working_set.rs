@@ -2,12 +2,16 @@
 
 use std::cell::OnceCell;
 
+use multiversion::multiversion;
+
 use crate::gram::Gram;
 use crate::linalg::dot;
 use crate::margins::Margins;
 
 /// Violated constraints that join per round.
-const JOIN: usize = 12;
+const JOIN: usize = 20;
+/// Room for more that rows of G are given.
+const ROOM: usize = 2 * JOIN;
 
 /// How an engine left a working set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,7 @@ impl WorkingSet {
     pub fn push(&mut self, class: &Class, j: usize) {
         let lengths = &class.lengths;
         let mut row = class.gram.inners(class.k, j, &self.members);
+        row.reserve(ROOM);
         row.iter_mut().zip(&self.members).for_each(|(v, &l)| *v /= lengths[j] * lengths[l]);
         for (other, &v) in self.g.iter_mut().zip(&row) {
             other.push(v);
@@ -103,7 +108,11 @@ impl WorkingSet {
         self.r = positions.iter().map(|&p| self.r[p]).collect();
         self.g = positions
             .iter()
-            .map(|&p| positions.iter().map(|&q| self.g[p][q]).collect())
+            .map(|&p| {
+                let mut row = Vec::with_capacity(positions.len() + ROOM);
+                row.extend(positions.iter().map(|&q| self.g[p][q]));
+                row
+            })
             .collect();
     }
 }
@@ -150,24 +159,28 @@ impl<'a> Class<'a> {
 
     /// At most how far s is from the half-space of each rival: -inf at k and its duplicates.
     pub fn price(&self, active: &[usize], multipliers: &[f64], prices: &mut Prices) {
-        let out = &mut prices.values;
-        let error = self.gram.push(self.k, active, multipliers, out);
-        let own = out[self.k];
-        for (j, o) in out.iter_mut().enumerate() {
-            *o = if self.lengths[j] > 0.0 {
-                (self.r[j] - own + *o + error * self.gram.both_lengths(self.k, j)) / self.lengths[j]
-            } else {
-                f64::NEG_INFINITY
-            };
-        }
-        prices.error = error;
+        prices.error = self.gram.push(self.k, active, multipliers, &mut prices.values);
+        let own = prices.values[self.k];
+        let rows = self.gram.lengths_of_rows();
+        divide(
+            &mut prices.values,
+            &self.r,
+            &self.lengths,
+            rows,
+            own - prices.error * rows[self.k],
+            prices.error,
+        );
     }
 
-    /// A lower bound on the norm, to measure violations by: that of the multipliers, or the deepest single constraint.
+    /// About how far the deepest single constraint is: a scale to measure violations by, while there are no multipliers to tell.
+    pub fn depth(&self) -> f64 {
+        self.rivals().map(|j| self.r[j] / self.lengths[j]).fold(0.0, f64::max)
+    }
+
+    /// A lower bound on the norm, by multipliers.
     pub fn distance(&self, active: &[usize], multipliers: &[f64]) -> f64 {
         let square: f64 = active.iter().zip(multipliers).map(|(&j, x)| self.r[j] * x).sum();
-        let deepest = self.rivals().map(|j| self.r[j] / self.lengths[j]).fold(0.0, f64::max);
-        deepest.max(square.max(0.0).sqrt())
+        square.max(0.0).sqrt()
     }
 
     /// Up to [`JOIN`] constraints outside the working set that s violates. Prices are upper bounds: the worst are looked at exactly, then
@@ -198,6 +211,15 @@ impl<'a> Class<'a> {
             }
         }
         Vec::new()
+    }
+}
+
+/// v_j := (r_j - own + v_j + error |w_j|) / |a_j|, or -inf where |a_j| = 0.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn divide(values: &mut [f64], r: &[f64], lengths: &[f64], rows: &[f64], own: f64, error: f64) {
+    for (((v, r), length), row) in values.iter_mut().zip(r).zip(lengths).zip(rows) {
+        let missed = (r - own + *v + error * row) / length;
+        *v = if *length > 0.0 { missed } else { f64::NEG_INFINITY };
     }
 }
 

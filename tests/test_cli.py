@@ -139,6 +139,9 @@ def test_solve_writes_json_and_npz(place: Path, tmp_path: Path) -> None:
     data = json.loads((tmp_path / "s.json").read_text())
     arrays = np.load(tmp_path / "s.npz")
     assert data["schema"] == "tacfast.solve/1"
+    # Every array can be read: nothing was pickled.
+    assert all(arrays[name].ndim <= 2 for name in arrays.files)
+    assert set(data["stage_seconds"]) == {name.removeprefix("seconds_") for name in arrays.files if name.startswith("seconds_")}
     np.testing.assert_allclose(arrays["norms"], data["norms"])
     assert max(data["primal_residual"]) <= 1e-9
 

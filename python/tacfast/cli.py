@@ -336,7 +336,8 @@ def _write_solutions(solutions: TacSolutions, path: Path) -> None:
         _write_json({"schema": "tacfast.solve/1", "tool_version": __version__, **solutions.to_dict()}, path)
         return
     with atomic(path) as stream:
-        arrays: dict[str, Any] = {f.name: np.asarray(getattr(solutions, f.name)) for f in fields(solutions)}
+        arrays: dict[str, Any] = {f.name: getattr(solutions, f.name) for f in fields(solutions) if f.name != "stage_seconds"}
+        arrays |= {f"seconds_{stage}": seconds for stage, seconds in solutions.stage_seconds.items()}
         np.savez(stream, **arrays)
 
 
