@@ -88,17 +88,19 @@ impl ActiveSet {
     }
 
     fn most_violated(&self, ws: &WorkingSet) -> Option<(usize, f64)> {
-        let shift = self.shift(ws, ws.vectors.first().map_or(0, Vec::len));
-        let covered = |c: usize| match &shift {
-            Some(s) => dot(&ws.vectors[c], s),
+        let covered: Vec<f64> = match self.shift(ws, ws.vectors.first().map_or(0, Vec::len)) {
+            Some(s) => ws.vectors.iter().map(|v| dot(v, &s)).collect(),
             None => {
-                let g = ws.gram_row(c);
-                self.passive.iter().zip(&self.x).map(|(&p, x)| g[p] * x).sum()
+                let mut covered = vec![0.0; ws.len()];
+                for (&p, x) in self.passive.iter().zip(&self.x) {
+                    covered.iter_mut().zip(ws.gram_row(p)).for_each(|(c, g)| *c += g * x);
+                }
+                covered
             }
         };
         (0..ws.len())
             .filter(|c| !self.blocked[*c] && !self.passive.contains(c))
-            .map(|c| (c, ws.r[c] - covered(c)))
+            .map(|c| (c, ws.r[c] - covered[c]))
             .max_by(|a, b| a.1.total_cmp(&b.1))
     }
 

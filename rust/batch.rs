@@ -4,17 +4,17 @@ use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::active_set::ActiveSet;
-use crate::certificate::{Certificate, Pushed, Refined, bound, certify, out_of_reach, refine};
+use crate::certificate::{Certificate, Pushed, Refined, as_found, bound, certify, out_of_reach, refine};
 use crate::control::{Control, Stage};
 use crate::generation::attempt;
 use crate::gram::Gram;
 use crate::layout::Layout;
-use crate::linalg::multiply_transposed;
+use crate::linalg::{dot, multiply_transposed};
 use crate::logits::Logits;
 use crate::margins::{Booked, Given, Margins, Peaks};
 use crate::max_plus::{Lane, TILE};
 use crate::problem::{Engine, Problem, ProblemError, Settings, Status};
-use crate::working_set::Class;
+use crate::working_set::{Attempt, Class, Ended};
 
 /// Targets per task: enough to share the passes over the logits, few enough to spread over cores.
 const TARGETS: usize = 32;
@@ -24,6 +24,8 @@ const MANY: usize = 4096;
 const QPS: usize = 128;
 /// A certificate from the Gram matrix must be this much better than asked for, or W itself has the word: its rounding is counted in full.
 const QUICK: f64 = 1e-2;
+/// An answer whose gap is this small, relative to its square, needs no refinement.
+const FINE: f64 = 1e-13;
 /// Bytes of margins that one task may hold.
 const TASK_BYTES: usize = 128 << 20;
 
@@ -249,23 +251,13 @@ impl Task<'_, '_> {
 
     /// One engine on some classes. What the Gram matrix cannot certify is certified by W itself, one GEMM for all.
     fn run(&self, classes: &mut [Class], engine: Engine, careful: bool, kernel: &mut ActiveSet) -> Vec<Solution> {
-        let answers: Vec<Refined> = classes
+        let (answers, mut certificates): (Vec<Refined>, Vec<Option<Certificate>>) = classes
             .iter_mut()
             .map(|class| {
                 let attempt = attempt(class, engine, careful, kernel, self.control);
-                refine(class, attempt, careful)
+                self.quickly(class, attempt, careful)
             })
-            .collect();
-        let mut certificates: Vec<Option<Certificate>> = classes
-            .iter()
-            .zip(&answers)
-            .map(|(class, answer)| {
-                // A ray has no shift to look at.
-                let quick = answer.farkas || (self.gram.is_precise() && !careful);
-                let certificate = quick.then(|| certify(class, answer, &Pushed::by_gram(class, answer)));
-                certificate.filter(|c| c.primal <= QUICK * self.settings.tol || answer.farkas)
-            })
-            .collect();
+            .unzip();
         let open: Vec<usize> = (0..classes.len()).filter(|&i| certificates[i].is_none()).collect();
         for (i, pushed) in open.iter().zip(self.push(open.iter().map(|&i| &answers[i]))) {
             certificates[*i] = Some(certify(&classes[*i], &answers[*i], &pushed));
@@ -276,6 +268,24 @@ impl Task<'_, '_> {
             .zip(certificates)
             .map(|((class, answer), certificate)| self.judge(class, answer, certificate.expect("all are certified"), engine))
             .collect()
+    }
+
+    /// The answer, refined if that is needed, and its certificate, if the Gram matrix can give it.
+    fn quickly(&self, class: &Class, attempt: Attempt, careful: bool) -> (Refined, Option<Certificate>) {
+        let good = QUICK * self.settings.tol;
+        let quick = self.gram.is_precise() && !careful;
+        if quick && attempt.ended != Ended::Infeasible {
+            let answer = as_found(class, &attempt);
+            let certificate = certify(class, &answer, &Pushed::by_gram(class, &answer));
+            if certificate.primal <= good && certificate.gap <= FINE {
+                return (answer, Some(certificate));
+            }
+        }
+        let answer = refine(class, attempt, careful);
+        // A ray has no shift to look at.
+        let certificate = (quick || answer.farkas).then(|| certify(class, &answer, &Pushed::by_gram(class, &answer)));
+        let certificate = certificate.filter(|c| c.primal <= good || answer.farkas);
+        (answer, certificate)
     }
 
     /// W s for the shifts of some answers.
@@ -309,14 +319,14 @@ impl Task<'_, '_> {
         } else {
             Status::NotConverged
         };
-        let length = answer.shift.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let length = dot(&answer.shift, &answer.shift).sqrt();
         let (norm, shift) = if status == Status::Unreachable {
             (f64::INFINITY, vec![f64::NAN; p.dim])
         } else if answer.farkas {
             // A ray that proves too little is no shift either.
             (f64::NAN, vec![f64::NAN; p.dim])
         } else {
-            (p.unscale_shift(length), answer.shift.iter().map(|&v| p.unscale_shift(v)).collect())
+            (p.unscale_shift(length), p.unscale_shifts(answer.shift))
         };
         let shift = if self.keep_shifts { shift } else { Vec::new() };
         let mut order: Vec<usize> = (0..answer.active.len()).collect();
@@ -329,7 +339,7 @@ impl Task<'_, '_> {
             shift,
             active: order.iter().map(|&i| answer.active[i]).collect(),
             multipliers: order.iter().map(|&i| p.unscale_multiplier(answer.multipliers[i])).collect(),
-            samples: order.iter().map(|&i| class.samples[answer.active[i]].unwrap_or(0)).collect(),
+            samples: order.iter().map(|&i| class.sample(answer.active[i]).unwrap_or(0)).collect(),
             bound: p.unscale_shift(bound),
             primal,
             dual,

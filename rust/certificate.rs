@@ -22,8 +22,8 @@ pub struct Refined {
     pub multipliers: Vec<f64>,
     /// The shift, or what is left of it for a Farkas ray.
     pub shift: Vec<f64>,
-    /// sum of multipliers times a_j, which the shift must equal.
-    pub made: Vec<f64>,
+    /// sum of multipliers times a_j, which the shift must equal, where it was not made by that sum.
+    pub made: Option<Vec<f64>>,
     pub iterations: usize,
 }
 
@@ -36,6 +36,18 @@ pub struct Certificate {
     pub dual: f64,
     /// | |s|^2 - r^T x | / |s|^2
     pub gap: f64,
+}
+
+/// The answer as the engine found it.
+pub fn as_found(class: &Class, attempt: &Attempt) -> Refined {
+    Refined {
+        farkas: attempt.ended == Ended::Infeasible,
+        active: attempt.active.clone(),
+        multipliers: attempt.multipliers.clone(),
+        shift: class.gram.combine(class.k, &attempt.active, &attempt.multipliers),
+        made: None,
+        iterations: attempt.iterations,
+    }
 }
 
 /// Solves the equalities of the support again, in float64 and against W, not M: iterative refinement. A `careful` one also refines the shift by
@@ -55,8 +67,8 @@ pub fn refine(class: &Class, attempt: Attempt, careful: bool) -> Refined {
         farkas,
         active,
         multipliers,
-        shift: polished.unwrap_or_else(|| made.clone()),
-        made,
+        made: polished.is_some().then(|| made.clone()),
+        shift: polished.unwrap_or(made),
         iterations: attempt.iterations,
     }
 }
@@ -225,7 +237,8 @@ pub fn certify(class: &Class, answer: &Refined, pushed: &Pushed) -> Certificate 
     }
     let largest = answer.multipliers.iter().copied().fold(0.0, f64::max);
     let least = answer.multipliers.iter().copied().fold(0.0, f64::min);
-    let apart: f64 = answer.shift.iter().zip(&answer.made).map(|(a, b)| (a - b) * (a - b)).sum();
+    let apart = |made: &Vec<f64>| answer.shift.iter().zip(made).map(|(a, b)| (a - b) * (a - b)).sum();
+    let apart: f64 = answer.made.as_ref().map_or(0.0, apart);
     let ratio = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a / b };
     if answer.farkas {
         let total: f64 = answer
@@ -260,7 +273,8 @@ pub fn bound(problem: &Problem, class: &Class, answer: &Refined) -> f64 {
         doubt += x * gamma * (class.lengths[j] * problem.longest_latent + offset);
         total += x * class.lengths[j];
     }
-    let length = dot(&answer.made, &answer.made).sqrt() + gamma * total;
+    let made = answer.made.as_ref().unwrap_or(&answer.shift);
+    let length = dot(made, made).sqrt() + gamma * total;
     let proven = (paid - doubt).max(0.0);
     if proven == 0.0 { 0.0 } else { proven / length }
 }

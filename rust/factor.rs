@@ -1,6 +1,6 @@
 //! A triangular factor that grows and shrinks by one row at a time. May use: linalg.
 
-use crate::linalg::dot;
+use crate::linalg::{dot, short_dot};
 
 /// L of G = L L^T, stored by rows; row i has i + 1 entries used.
 ///
@@ -34,7 +34,7 @@ impl Factor {
         l.clear();
         l.extend_from_slice(&row[..n]);
         self.forward(&mut l);
-        let pivot = diagonal - l.iter().map(|v| v * v).sum::<f64>();
+        let pivot = diagonal - short_dot(&l, &l);
         if pivot.is_nan() || pivot <= threshold * diagonal {
             self.refused = l;
             return false;
@@ -128,8 +128,7 @@ impl Factor {
     /// b := L^-1 b
     fn forward(&self, b: &mut [f64]) {
         for (i, row) in self.rows.iter().enumerate() {
-            let done: f64 = row[..i].iter().zip(&b[..i]).map(|(l, v)| l * v).sum();
-            b[i] = (b[i] - done) / row[i];
+            b[i] = (b[i] - short_dot(&row[..i], &b[..i])) / row[i];
         }
     }
 }

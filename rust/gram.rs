@@ -1,9 +1,10 @@
 //! M = W W^T, computed once for all classes: (w_k-w_j)^T (w_k-w_l) = M_kk - M_kl - M_kj + M_jl. May use: problem, linalg, control.
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::control::Control;
-use crate::linalg::{add_scaled, add_scaled_f32, dot, multiply_transposed_into};
+use crate::linalg::{add_four, add_scaled, add_scaled_f32, dot, multiply_transposed_into};
 use crate::problem::{Problem, ProblemError, Rows};
 
 /// Rows whose squared distance is below this share of their squared norms: M has lost six digits of it, so use the difference itself.
@@ -108,16 +109,23 @@ impl<'a> Gram<'a> {
         let total: f64 = multipliers.iter().sum();
         out.clear();
         out.resize(self.classes, 0.0);
-        let terms = active.iter().zip(multipliers).map(|(&l, &x)| (l, -x)).chain([(k, total)]);
-        let mut size = 0.0;
-        for (l, x) in terms {
-            let part = l * self.classes..(l + 1) * self.classes;
-            match &self.m {
-                Entries::F64(m) => add_scaled(out, x, &m[part]),
-                Entries::F32(m) => add_scaled_f32(out, x, &m[part]),
+        let terms: Vec<(usize, f64)> = active.iter().zip(multipliers).map(|(&l, &x)| (l, -x)).chain([(k, total)]).collect();
+        let part = |l: usize| l * self.classes..(l + 1) * self.classes;
+        match &self.m {
+            Entries::F64(m) => {
+                let fours = terms.chunks_exact(4);
+                fours.remainder().iter().for_each(|&(l, x)| add_scaled(out, x, &m[part(l)]));
+                for four in fours {
+                    add_four(
+                        out,
+                        std::array::from_fn(|t| four[t].1),
+                        std::array::from_fn(|t| &m[part(four[t].0)]),
+                    );
+                }
             }
-            size += x.abs() * self.lengths_of_rows[l];
+            Entries::F32(m) => terms.iter().for_each(|&(l, x)| add_scaled_f32(out, x, &m[part(l)])),
         }
+        let size: f64 = terms.iter().map(|&(l, x)| x.abs() * self.lengths_of_rows[l]).sum();
         let unit = match &self.m {
             Entries::F64(_) => f64::EPSILON * (self.dim as f64).sqrt(),
             Entries::F32(_) => f64::from(f32::EPSILON),
@@ -153,10 +161,12 @@ impl<'a> Gram<'a> {
     /// Lengths of a_j for all j (0 for k itself and for exact duplicates).
     pub fn lengths(&self, k: usize) -> Vec<f64> {
         let part = k * self.classes..(k + 1) * self.classes;
-        let length = |(square, m): (&f64, f64)| (self.squares[k] - 2.0 * m + square).max(0.0).sqrt();
-        let mut lengths: Vec<f64> = match &self.m {
-            Entries::F64(m) => self.squares.iter().zip(m[part].iter().copied()).map(length).collect(),
-            Entries::F32(m) => self.squares.iter().zip(m[part].iter().map(|&v| f64::from(v))).map(length).collect(),
+        let mut lengths = match &self.m {
+            Entries::F64(m) => distances(self.squares[k], &self.squares, &m[part]),
+            Entries::F32(m) => {
+                let wide: Vec<f64> = m[part].iter().map(|&v| f64::from(v)).collect();
+                distances(self.squares[k], &self.squares, &wide)
+            }
         };
         lengths[k] = 0.0;
         for &j in self.close_to(k) {
@@ -188,6 +198,13 @@ impl<'a> Gram<'a> {
     pub fn reach(&self, k: usize, j: usize, s: &[f64]) -> f64 {
         self.rows.difference_dot(k, j, s)
     }
+}
+
+/// sqrt(own - 2 m_j + square_j)
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn distances(own: f64, squares: &[f64], m: &[f64]) -> Vec<f64> {
+    let distance = |(square, m): (&f64, &f64)| (own - 2.0 * m + square).max(0.0).sqrt();
+    squares.iter().zip(m).map(distance).collect()
 }
 
 /// Rows of M from `first` on, their entries from the diagonal block on.

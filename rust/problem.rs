@@ -386,6 +386,13 @@ impl<'a> Problem<'a> {
         v / self.latent_scale
     }
 
+    pub fn unscale_shifts(&self, mut shift: Vec<f64>) -> Vec<f64> {
+        // A power of two: as exact as dividing.
+        let unit = 1.0 / self.latent_scale;
+        shift.iter_mut().for_each(|v| *v *= unit);
+        shift
+    }
+
     /// A multiplier back in the caller's units, where s = sum of multipliers times rows of W.
     pub fn unscale_multiplier(&self, v: f64) -> f64 {
         v * self.weight_scale / self.latent_scale

@@ -13,6 +13,9 @@ const JOIN: usize = 20;
 /// Room for more that rows of G are given.
 const ROOM: usize = 2 * JOIN;
 
+/// Instead of a sample: the margin is still a bound.
+const OPEN: u32 = u32::MAX;
+
 /// How an engine left a working set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -28,8 +31,8 @@ pub struct Class<'a> {
     pub k: usize,
     /// Margins by class, -inf at k: upper bounds, until they are sharpened to their exact values.
     pub r: Vec<f64>,
-    /// For a sharpened margin, the sample that attains it.
-    pub samples: Vec<Option<usize>>,
+    /// For a sharpened margin, the sample that attains it; else [`OPEN`].
+    samples: Vec<u32>,
     /// |a_j| by class; 0 at k and at exact duplicates.
     pub lengths: Vec<f64>,
     margins: &'a dyn Margins,
@@ -52,6 +55,17 @@ pub struct Prices {
     values: Vec<f64>,
     /// The part that is rounding, per |w_k| + |w_j|.
     error: f64,
+}
+
+impl Prices {
+    /// What the [`JOIN`] worst of some rivals reach.
+    fn floor(&self, rivals: &[usize]) -> f64 {
+        let mut values: Vec<f64> = rivals.iter().map(|&j| self.values[j]).collect();
+        if values.len() <= JOIN {
+            return f64::NEG_INFINITY;
+        }
+        *values.select_nth_unstable_by(JOIN - 1, |a, b| b.total_cmp(a)).1
+    }
 }
 
 /// Some constraints, each divided by |a_j|, so that a violation is a distance and the diagonal of G is one.
@@ -120,7 +134,7 @@ impl WorkingSet {
 impl<'a> Class<'a> {
     pub fn new(gram: &'a Gram<'a>, margins: &'a dyn Margins, t: usize, k: usize, group: usize) -> Self {
         let r = margins.upper_bounds(t, group);
-        let samples = vec![None; r.len()];
+        let samples = vec![OPEN; r.len()];
         let mut class = Class {
             gram,
             k,
@@ -140,12 +154,17 @@ impl<'a> Class<'a> {
 
     /// Replaces the upper bound on r_j by r_j.
     pub fn sharpen(&mut self, j: usize) {
-        if self.samples[j].is_none() {
+        if self.samples[j] == OPEN {
             let (margin, sample) = self.margins.exact(self.t, self.group, j);
             self.r[j] = margin;
-            self.samples[j] = Some(sample);
+            self.samples[j] = u32::try_from(sample).expect("samples are counted in 32 bits");
             self.lengths[j] = self.gram.inners(self.k, j, &[j])[0].max(0.0).sqrt();
         }
+    }
+
+    /// The sample that attains a sharpened margin.
+    pub fn sample(&self, j: usize) -> Option<usize> {
+        (self.samples[j] != OPEN).then_some(self.samples[j] as usize)
     }
 
     /// A constraint `0 >= r_j > 0`, if there is one: an exact duplicate of k with a larger bias.
@@ -189,13 +208,11 @@ impl<'a> Class<'a> {
         let mut doubtful: Vec<usize> = (0..self.r.len())
             .filter(|&j| prices.values[j] > tolerance && !members.contains(&j))
             .collect();
-        let worst_first = |a: &usize, b: &usize| prices.values[*b].total_cmp(&prices.values[*a]).then(a.cmp(b));
         let s = OnceCell::new();
         while !doubtful.is_empty() {
-            let count = JOIN.min(doubtful.len());
-            doubtful.select_nth_unstable_by(count - 1, worst_first);
-            let rest = doubtful.split_off(count);
-            let mut violated = std::mem::replace(&mut doubtful, rest);
+            let floor = prices.floor(&doubtful);
+            let (mut violated, rest): (Vec<usize>, Vec<usize>) = doubtful.iter().partition(|&&j| prices.values[j] >= floor);
+            doubtful = rest;
             violated.retain(|&j| {
                 let missed = prices.values[j] * self.lengths[j] - self.r[j];
                 self.sharpen(j);
@@ -206,7 +223,6 @@ impl<'a> Class<'a> {
                         || self.r[j] - self.gram.reach(self.k, j, s.get_or_init(&shift)) > tolerance * length)
             });
             if !violated.is_empty() {
-                violated.sort_unstable();
                 return violated;
             }
         }
