@@ -26,6 +26,8 @@ pub struct ActiveSet {
     careful: bool,
     blocked: Vec<bool>,
     row: Vec<f64>,
+    covered: Vec<f64>,
+    solution: Vec<f64>,
     pub iterations: usize,
 }
 
@@ -87,20 +89,22 @@ impl ActiveSet {
         self.careful.then(|| self.factor.shortest(&r, dim))
     }
 
-    fn most_violated(&self, ws: &WorkingSet) -> Option<(usize, f64)> {
-        let covered: Vec<f64> = match self.shift(ws, ws.vectors.first().map_or(0, Vec::len)) {
-            Some(s) => ws.vectors.iter().map(|v| dot(v, &s)).collect(),
+    fn most_violated(&mut self, ws: &WorkingSet) -> Option<(usize, f64)> {
+        let mut covered = std::mem::take(&mut self.covered);
+        covered.clear();
+        match self.shift(ws, ws.vectors.first().map_or(0, Vec::len)) {
+            Some(s) => covered.extend(ws.vectors.iter().map(|v| dot(v, &s))),
             None => {
-                let mut covered = vec![0.0; ws.len()];
+                covered.resize(ws.len(), 0.0);
                 for (&p, x) in self.passive.iter().zip(&self.x) {
                     covered.iter_mut().zip(ws.gram_row(p)).for_each(|(c, g)| *c += g * x);
                 }
-                covered
             }
-        };
+        }
+        self.covered = covered;
         (0..ws.len())
             .filter(|c| !self.blocked[*c] && !self.passive.contains(c))
-            .map(|c| (c, ws.r[c] - covered[c]))
+            .map(|c| (c, ws.r[c] - self.covered[c]))
             .max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
@@ -147,8 +151,10 @@ impl ActiveSet {
     /// Moves x to the equality solution on P, dropping whatever blocks the way. False if rounding made that impossible.
     fn return_to_orthant(&mut self, ws: &WorkingSet) -> bool {
         while !self.passive.is_empty() {
-            let mut z: Vec<f64> = self.passive.iter().map(|&p| ws.r[p]).collect();
-            self.factor.solve(&mut z);
+            let z = &mut self.solution;
+            z.clear();
+            z.extend(self.passive.iter().map(|&p| ws.r[p]));
+            self.factor.solve(z);
             if z.iter().any(|v| !v.is_finite()) {
                 return false;
             }
@@ -157,12 +163,12 @@ impl ActiveSet {
                 .map(|i| (i, self.x[i] / (self.x[i] - z[i]).max(f64::MIN_POSITIVE)))
                 .min_by(|a, b| a.1.total_cmp(&b.1));
             let Some((out, step)) = block else {
-                self.x = z;
+                std::mem::swap(&mut self.x, z);
                 return true;
             };
             let step = step.clamp(0.0, 1.0);
-            for (x, z) in self.x.iter_mut().zip(&z) {
-                *x += step * (z - *x);
+            for (x, z) in self.x.iter_mut().zip(z) {
+                *x += step * (*z - *x);
             }
             self.drop_at(out);
         }

@@ -128,7 +128,7 @@ impl<'a> Support<'a> {
                     factor.push_vector(&rows[i], DEPENDENT_VECTOR)
                 } else {
                     let others: Vec<usize> = members.iter().map(|&b| self.active[b]).collect();
-                    let mut g = self.class.gram.inners(self.class.k, j, &others);
+                    let mut g = self.class.gram.inners(self.class.k, j, &others, 1);
                     g.iter_mut()
                         .zip(&members)
                         .for_each(|(v, &b)| *v /= self.lengths[i] * self.lengths[b]);

@@ -1,11 +1,12 @@
-//! M = W W^T, computed once for all classes: (w_k-w_j)^T (w_k-w_l) = M_kk - M_kl - M_kj + M_jl. May use: problem, linalg, control.
+//! M = W W^T, computed once for all classes: (w_k-w_j)^T (w_k-w_l) = M_kk - M_kl - M_kj + M_jl. May use: problem, rows, linalg, control.
 
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::control::Control;
 use crate::linalg::{add_four, add_scaled, add_scaled_f32, dot, multiply_transposed_into};
-use crate::problem::{Problem, ProblemError, Rows};
+use crate::problem::{Problem, ProblemError};
+use crate::rows::Rows;
 
 /// Rows whose squared distance is below this share of their squared norms: M has lost six digits of it, so use the difference itself.
 const CLOSE: f64 = 1e-6;
@@ -143,19 +144,20 @@ impl<'a> Gram<'a> {
         self.lengths_of_rows[k] + self.lengths_of_rows[j]
     }
 
-    /// a_j^T a_l for each l, with a_j = w_k - w_j.
-    pub fn inners(&self, k: usize, j: usize, others: &[usize]) -> Vec<f64> {
-        let c = self.classes;
+    /// a_j^T a_l for each l, with a_j = w_k - w_j; with room for `room` more.
+    pub fn inners(&self, k: usize, j: usize, others: &[usize], room: usize) -> Vec<f64> {
+        let (c, mut inners) = (self.classes, Vec::with_capacity(others.len() + room));
         match &self.m {
             Entries::F64(m) if self.close[k].is_empty() => {
                 let (mk, mj) = (&m[k * c..(k + 1) * c], &m[j * c..(j + 1) * c]);
-                others.iter().map(|&l| mk[k] - mk[l] - mk[j] + mj[l]).collect()
+                inners.extend(others.iter().map(|&l| mk[k] - mk[l] - mk[j] + mj[l]));
             }
             _ => {
                 let a = self.difference(k, j);
-                others.iter().map(|&l| self.rows.difference_dot(k, l, &a)).collect()
+                inners.extend(others.iter().map(|&l| self.rows.difference_dot(k, l, &a)));
             }
         }
+        inners
     }
 
     /// Lengths of a_j for all j (0 for k itself and for exact duplicates).

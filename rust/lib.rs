@@ -13,7 +13,7 @@
 //!
 //! The rooms, each of which may use those above it:
 //!
-//! * [`problem`]: head, latents, settings, input checks, errors.
+//! * `settings`, `latents`, `rows`, [`problem`]: how and what is solved, checked and in units that suit float64.
 //! * [`control`]: how far a solve is, where its time went, and the wish to stop it.
 //! * `max_plus`: the kernel whose cost is \\(nC^2\\), in the machine's widest registers.
 //! * `order`: selection of an order statistic, for quantiles below 1.
@@ -41,12 +41,15 @@ mod factor;
 mod generation;
 mod gram;
 mod interior;
+mod latents;
 mod layout;
 mod linalg;
 mod logits;
 mod margins;
 mod max_plus;
 mod order;
+mod rows;
+mod settings;
 mod working_set;
 
 #[cfg(feature = "python")]

@@ -1,215 +1,14 @@
-//! What is solved, how, and what is wrong with an input. May use: linalg, ndarray, rayon.
+//! A checked problem in units that suit float64. May use: settings, latents, rows, linalg, ndarray, rayon.
 
 use ndarray::{ArrayView1, ArrayView2};
 use rayon::prelude::*;
-use thiserror::Error;
 
-use crate::linalg::{
-    add_scaled_difference_f32, add_scaled_difference_f64, difference_dot_f32_f32, difference_dot_f32_f64, difference_dot_f64_f32,
-    difference_dot_f64_f64, extent_f32, extent_f64,
-};
+use crate::latents::{Row, survey, unit_scale};
+use crate::linalg::{difference_dot_f32_f32, difference_dot_f64_f32, extent_f64};
+use crate::rows::{Pair, Rows, copied, narrowed};
 
-/// Malformed input. How a well-formed problem ended is a [`Status`], never an error.
-#[derive(Debug, Error, Clone, PartialEq)]
-pub enum ProblemError {
-    #[error("weight must have at least 2 rows (classes) and 1 column, got {classes} x {dim}")]
-    WeightShape { classes: usize, dim: usize },
-    #[error("bias must have one entry per row of weight ({classes}), got {got}")]
-    BiasShape { classes: usize, got: usize },
-    #[error("latents must have {dim} columns to match weight, got {got}")]
-    LatentShape { dim: usize, got: usize },
-    #[error("latents must have at least one row (sample), got none")]
-    NoSamples,
-    #[error("{argument} must be finite, found {value} in row {row}")]
-    NotFinite { argument: &'static str, row: usize, value: f64 },
-    #[error("{argument} are too large: their lengths overflow float64")]
-    TooLarge { argument: &'static str },
-    #[error("classes must be in 0..{classes}, got {got}")]
-    ClassRange { classes: usize, got: usize },
-    #[error("labels must have one entry per sample ({samples}), got {got}")]
-    LabelCount { samples: usize, got: usize },
-    #[error("labels must be in 0..{classes}, got {got}")]
-    LabelRange { classes: usize, got: usize },
-    #[error("margins and samples must be {targets} x {classes}, got {rows} x {columns}")]
-    MarginShape {
-        targets: usize,
-        classes: usize,
-        rows: usize,
-        columns: usize,
-    },
-    #[error("quantile must be in (0, 1], got {got}")]
-    Quantile { got: f64 },
-    #[error("tol must be in [1e-12, 1e-2], got {got}")]
-    Tolerance { got: f64 },
-    #[error("threads must be between 1 and 1024, got {got}")]
-    Threads { got: usize },
-    #[error("the solve was cancelled")]
-    Cancelled,
-}
-
-/// Which solver works on a class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
-    /// The active-set kernel, and Clarabel for what its certificate does not cover.
-    Auto,
-    /// The project's dual active-set kernel on the shared Gram matrix.
-    ActiveSet,
-    /// Clarabel on the constraints that matter.
-    Clarabel,
-    /// Clarabel on all C-1 constraints at once: the slow oracle of tests and benchmarks.
-    ClarabelFull,
-}
-
-/// How a class ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// A shift whose certificate meets the tolerance.
-    Solved,
-    /// The zero shift suffices: every sample is already sent to the class.
-    Trivial,
-    /// No shift suffices, or only one larger than [`REACH`] times the latents, with a proven bound.
-    Unreachable,
-    /// No engine could certify its answer to the tolerance.
-    NotConverged,
-}
-
-/// A class is unreachable when its proven norm exceeds this multiple of the largest latent norm.
-pub const REACH: f64 = 1e9;
-
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Which order statistic of the samples' margins a constraint uses; 1 is the maximum.
-    pub quantile: f64,
-    pub engine: Engine,
-    /// Largest relative residual and gap of a solved class.
-    pub tol: f64,
-    /// Worker threads; `None` is one per core.
-    pub threads: Option<usize>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            quantile: 1.0,
-            engine: Engine::Auto,
-            tol: 1e-9,
-            threads: None,
-        }
-    }
-}
-
-impl Settings {
-    pub fn check(&self) -> Result<(), ProblemError> {
-        if !(self.quantile > 0.0 && self.quantile <= 1.0) {
-            return Err(ProblemError::Quantile { got: self.quantile });
-        }
-        if !(1e-12..=1e-2).contains(&self.tol) {
-            return Err(ProblemError::Tolerance { got: self.tol });
-        }
-        match self.threads {
-            Some(got) if got == 0 || got > 1024 => Err(ProblemError::Threads { got }),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Clean latents as the caller holds them: borrowed, any strides, either precision.
-#[derive(Clone, Copy)]
-pub enum Latents<'a> {
-    F32(ArrayView2<'a, f32>),
-    F64(ArrayView2<'a, f64>),
-    /// Not here: someone else forms the margins. How many there are, of which dimension, and the length of the longest.
-    Elsewhere {
-        samples: usize,
-        dim: usize,
-        longest: f64,
-    },
-}
-
-impl Latents<'_> {
-    /// (samples, dimension)
-    pub fn shape(&self) -> (usize, usize) {
-        match self {
-            Latents::F32(z) => z.dim(),
-            Latents::F64(z) => z.dim(),
-            Latents::Elsewhere { samples, dim, .. } => (*samples, *dim),
-        }
-    }
-
-    /// The sample's entries where they lie one after the other in memory.
-    fn contiguous_row(&self, i: usize) -> Option<Row<'_>> {
-        match self {
-            Latents::F32(z) => z.row(i).to_slice().map(Row::F32),
-            Latents::F64(z) => z.row(i).to_slice().map(Row::F64),
-            Latents::Elsewhere { .. } => None,
-        }
-    }
-
-    fn copy_row(&self, i: usize, out: &mut [f64]) {
-        match self {
-            Latents::F32(z) => out.iter_mut().zip(z.row(i)).for_each(|(o, &v)| *o = f64::from(v)),
-            Latents::F64(z) => out.iter_mut().zip(z.row(i)).for_each(|(o, &v)| *o = v),
-            Latents::Elsewhere { .. } => unreachable!("margins are given where latents are not"),
-        }
-    }
-}
-
-enum Row<'a> {
-    F32(&'a [f32]),
-    F64(&'a [f64]),
-}
-
-/// W as it is read row by row.
-#[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    dim: usize,
-    wide: &'a [f64],
-    narrow: Option<&'a [f32]>,
-}
-
-enum Pair<'a> {
-    F32(&'a [f32], &'a [f32]),
-    F64(&'a [f64], &'a [f64]),
-}
-
-impl<'a> Rows<'a> {
-    fn pair(&self, j: usize, k: usize) -> Pair<'a> {
-        let part = |class: usize| class * self.dim..(class + 1) * self.dim;
-        match self.narrow {
-            Some(w) => Pair::F32(&w[part(j)], &w[part(k)]),
-            None => Pair::F64(&self.wide[part(j)], &self.wide[part(k)]),
-        }
-    }
-
-    /// (w_j - w_k)^T v
-    pub fn difference_dot(&self, j: usize, k: usize, v: &[f64]) -> f64 {
-        self.pair(j, k).difference_dot(v, 1.0)
-    }
-
-    /// v := v + c (w_j - w_k)
-    pub fn add_difference(&self, v: &mut [f64], c: f64, j: usize, k: usize) {
-        match self.pair(j, k) {
-            Pair::F32(wj, wk) => add_scaled_difference_f32(v, c, wj, wk),
-            Pair::F64(wj, wk) => add_scaled_difference_f64(v, c, wj, wk),
-        }
-    }
-
-    /// w_j - w_k
-    pub fn difference(&self, j: usize, k: usize) -> Vec<f64> {
-        let mut difference = vec![0.0; self.dim];
-        self.add_difference(&mut difference, 1.0, j, k);
-        difference
-    }
-}
-
-impl Pair<'_> {
-    fn difference_dot(&self, v: &[f64], scale: f64) -> f64 {
-        match self {
-            Pair::F32(wj, wk) => difference_dot_f32_f64(wj, wk, v, scale),
-            Pair::F64(wj, wk) => difference_dot_f64_f64(wj, wk, v, scale),
-        }
-    }
-}
+pub use crate::latents::Latents;
+pub use crate::settings::{Engine, ProblemError, REACH, Settings, Status};
 
 /// A checked problem, in float64 and in units where the largest |W| and |Z| lie in [1, 2).
 ///
@@ -259,7 +58,7 @@ impl<'a> Problem<'a> {
         let mut weight = copied(weight);
         let largest_weight = largest_entry(&weight, dim)?;
         largest_finite("bias", bias.chunks_exact(1))?;
-        let (largest_latent, longest_latent) = survey(&latents, dim, samples)?;
+        let (largest_latent, longest_latent) = survey(&latents)?;
 
         let weight_scale = unit_scale(largest_weight);
         // Latents far smaller than what the biases ask for are measured in units of that.
@@ -399,15 +198,6 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// The power of two that brings `largest` into [1, 2); 1 for zero.
-fn unit_scale(largest: f64) -> f64 {
-    if largest == 0.0 {
-        return 1.0;
-    }
-    // Exponents are capped so that neither the scale nor its reciprocal leaves the normal range.
-    2f64.powi(-(largest.log2().floor() as i32).clamp(-1000, 1000))
-}
-
 fn largest_finite<'a>(argument: &'static str, rows: impl Iterator<Item = &'a [f64]>) -> Result<f64, ProblemError> {
     let mut largest = 0.0_f64;
     for (row, values) in rows.enumerate() {
@@ -421,27 +211,6 @@ fn largest_finite<'a>(argument: &'static str, rows: impl Iterator<Item = &'a [f6
     Ok(largest)
 }
 
-/// Rows one after the other in memory.
-fn copied(weight: ArrayView2<'_, f64>) -> Vec<f64> {
-    let mut copy = vec![0.0; weight.len()];
-    let rows = copy.par_chunks_mut(weight.ncols()).enumerate();
-    rows.for_each(|(i, out)| match weight.row(i).to_slice() {
-        Some(row) => out.copy_from_slice(row),
-        None => out.iter_mut().zip(weight.row(i)).for_each(|(o, v)| *o = *v),
-    });
-    copy
-}
-
-/// In float32, unless that rounds an entry.
-fn narrowed(weight: &[f64], dim: usize) -> Option<Vec<f32>> {
-    let mut narrow = vec![0.0; weight.len()];
-    let exact = narrow.par_chunks_mut(dim).zip(weight.par_chunks(dim)).all(|(out, row)| {
-        out.iter_mut().zip(row).for_each(|(o, v)| *o = *v as f32);
-        out.iter().zip(row).all(|(o, v)| f64::from(*o) == *v)
-    });
-    exact.then_some(narrow)
-}
-
 fn largest_entry(weight: &[f64], dim: usize) -> Result<f64, ProblemError> {
     let extents: Vec<(f64, f64)> = weight.par_chunks(dim).map(extent_f64).collect();
     if extents.iter().any(|(_, square)| !square.is_finite()) {
@@ -449,40 +218,6 @@ fn largest_entry(weight: &[f64], dim: usize) -> Result<f64, ProblemError> {
         return largest_finite("weight", weight.chunks_exact(dim));
     }
     Ok(extents.iter().fold(0.0, |a, (largest, _)| a.max(*largest)))
-}
-
-/// Largest entry and largest Euclidean norm of the latents.
-fn survey(latents: &Latents, dim: usize, samples: usize) -> Result<(f64, f64), ProblemError> {
-    if let &Latents::Elsewhere { longest, .. } = latents {
-        return match longest.is_finite() {
-            true => Ok((longest, longest)),
-            false => Err(ProblemError::TooLarge { argument: "latents" }),
-        };
-    }
-    let of_row = |row: &mut Vec<f64>, i: usize| {
-        let (largest, square) = match latents.contiguous_row(i) {
-            Some(Row::F32(z)) => extent_f32(z),
-            Some(Row::F64(z)) => extent_f64(z),
-            None => (0.0, f64::NAN),
-        };
-        if square.is_finite() && (1e-150..1e150).contains(&largest) {
-            return Ok((largest, square.sqrt()));
-        }
-        latents.copy_row(i, row);
-        if let Some(&value) = row.iter().find(|v| !v.is_finite()) {
-            let argument = "latents";
-            return Err(ProblemError::NotFinite { argument, row: i, value });
-        }
-        let largest = row.iter().fold(0.0_f64, |a, v| a.max(v.abs()));
-        // Squares of tiny or huge entries must neither vanish nor overflow.
-        let unit = unit_scale(largest);
-        let square: f64 = row.iter().map(|v| (v * unit) * (v * unit)).sum();
-        Ok((largest, square.sqrt() / unit))
-    };
-    let rows: Vec<_> = (0..samples).into_par_iter().map_init(|| vec![0.0; dim], of_row).collect();
-    // In order, so that the first bad row is the one that is named.
-    rows.into_iter()
-        .try_fold((0.0, 0.0), |(a, b): (f64, f64), row| row.map(|(x, y)| (a.max(x), b.max(y))))
 }
 
 /// The length of shift that the biases alone may ask for; matters only where latents are (near) zero.

@@ -60,10 +60,10 @@ pub struct Prices {
 impl Prices {
     /// What the [`JOIN`] worst of some rivals reach.
     fn floor(&self, rivals: &[usize]) -> f64 {
-        let mut values: Vec<f64> = rivals.iter().map(|&j| self.values[j]).collect();
-        if values.len() <= JOIN {
+        if rivals.len() <= JOIN {
             return f64::NEG_INFINITY;
         }
+        let mut values: Vec<f64> = rivals.iter().map(|&j| self.values[j]).collect();
         *values.select_nth_unstable_by(JOIN - 1, |a, b| b.total_cmp(a)).1
     }
 }
@@ -98,8 +98,7 @@ impl WorkingSet {
 
     pub fn push(&mut self, class: &Class, j: usize) {
         let lengths = &class.lengths;
-        let mut row = class.gram.inners(class.k, j, &self.members);
-        row.reserve(ROOM);
+        let mut row = class.gram.inners(class.k, j, &self.members, ROOM);
         row.iter_mut().zip(&self.members).for_each(|(v, &l)| *v /= lengths[j] * lengths[l]);
         for (other, &v) in self.g.iter_mut().zip(&row) {
             other.push(v);
@@ -158,7 +157,7 @@ impl<'a> Class<'a> {
             let (margin, sample) = self.margins.exact(self.t, self.group, j);
             self.r[j] = margin;
             self.samples[j] = u32::try_from(sample).expect("samples are counted in 32 bits");
-            self.lengths[j] = self.gram.inners(self.k, j, &[j])[0].max(0.0).sqrt();
+            self.lengths[j] = self.gram.inners(self.k, j, &[j], 0)[0].max(0.0).sqrt();
         }
     }
 
@@ -193,7 +192,7 @@ impl<'a> Class<'a> {
 
     /// About how far the deepest single constraint is: a scale to measure violations by, while there are no multipliers to tell.
     pub fn depth(&self) -> f64 {
-        self.rivals().map(|j| self.r[j] / self.lengths[j]).fold(0.0, f64::max)
+        deepest(&self.r, &self.lengths)
     }
 
     /// A lower bound on the norm, by multipliers.
@@ -205,14 +204,12 @@ impl<'a> Class<'a> {
     /// Up to [`JOIN`] constraints outside the working set that s violates. Prices are upper bounds: the worst are looked at exactly, then
     /// the next, until some are really violated. The shift itself is asked for only where rounding of the prices leaves that open.
     pub fn joining(&mut self, prices: &Prices, tolerance: f64, members: &[usize], shift: impl Fn() -> Vec<f64>) -> Vec<usize> {
-        let mut doubtful: Vec<usize> = (0..self.r.len())
-            .filter(|&j| prices.values[j] > tolerance && !members.contains(&j))
-            .collect();
+        let mut doubtful = Vec::with_capacity(self.r.len());
+        doubtful.extend((0..self.r.len()).filter(|&j| prices.values[j] > tolerance && !members.contains(&j)));
         let s = OnceCell::new();
         while !doubtful.is_empty() {
             let floor = prices.floor(&doubtful);
-            let (mut violated, rest): (Vec<usize>, Vec<usize>) = doubtful.iter().partition(|&&j| prices.values[j] >= floor);
-            doubtful = rest;
+            let mut violated: Vec<usize> = doubtful.extract_if(.., |j| prices.values[*j] >= floor).collect();
             violated.retain(|&j| {
                 let missed = prices.values[j] * self.lengths[j] - self.r[j];
                 self.sharpen(j);
@@ -228,6 +225,19 @@ impl<'a> Class<'a> {
         }
         Vec::new()
     }
+}
+
+/// The largest r_j / |a_j| where |a_j| > 0; at least 0.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn deepest(r: &[f64], lengths: &[f64]) -> f64 {
+    let mut deepest = [0.0_f64; 8];
+    for (r, lengths) in r.chunks(8).zip(lengths.chunks(8)) {
+        for ((d, r), length) in deepest.iter_mut().zip(r).zip(lengths) {
+            let depth = if *length > 0.0 { r / length } else { 0.0 };
+            *d = if depth > *d { depth } else { *d };
+        }
+    }
+    deepest.into_iter().fold(0.0, f64::max)
 }
 
 /// v_j := (r_j - own + v_j + error |w_j|) / |a_j|, or -inf where |a_j| = 0.
