@@ -101,9 +101,11 @@ impl ActiveSet {
                 }
             }
         }
+        // Those of P are met already.
+        self.passive.iter().for_each(|&p| covered[p] = f64::INFINITY);
         self.covered = covered;
         (0..ws.len())
-            .filter(|c| !self.blocked[*c] && !self.passive.contains(c))
+            .filter(|c| !self.blocked[*c])
             .map(|c| (c, ws.r[c] - self.covered[c]))
             .max_by(|a, b| a.1.total_cmp(&b.1))
     }

@@ -1,6 +1,8 @@
 //! From an engine's attempt to something that may be believed: multipliers refined against the rows of W themselves, then residuals, gap
 //! and a bound that holds in spite of rounding. May use: problem, linalg, gram, factor, the view of a class.
 
+use multiversion::multiversion;
+
 use crate::factor::Factor;
 use crate::linalg::dot;
 use crate::problem::{Problem, REACH};
@@ -224,17 +226,14 @@ impl Pushed {
 pub fn certify(class: &Class, answer: &Refined, pushed: &Pushed) -> Certificate {
     let square = dot(&answer.shift, &answer.shift);
     let paid: f64 = answer.active.iter().zip(&answer.multipliers).map(|(&j, x)| class.r[j] * x).sum();
-    let (mut worst, mut scale) = (0.0_f64, 0.0_f64);
-    let (k, close) = (class.k, class.gram.close_to(class.k));
-    for (j, &r) in class.r.iter().enumerate().filter(|(j, _)| *j != k) {
-        let reached = if close.contains(&j) {
-            class.gram.reach(k, j, &answer.shift)
-        } else {
-            pushed.values[k] - pushed.values[j] - pushed.error * class.gram.both_lengths(k, j)
-        };
-        worst = worst.max(r - reached);
-        scale = scale.max(r.abs());
+    let (k, rows) = (class.k, class.gram.lengths_of_rows());
+    let mut missed = pushed.values.clone();
+    let scale = miss(&mut missed, &class.r, rows, pushed.values[k] - pushed.error * rows[k], pushed.error);
+    missed[k] = 0.0;
+    for &j in class.gram.close_to(k) {
+        missed[j] = class.r[j] - class.gram.reach(k, j, &answer.shift);
     }
+    let worst = largest(&missed);
     let largest = answer.multipliers.iter().copied().fold(0.0, f64::max);
     let least = answer.multipliers.iter().copied().fold(0.0, f64::min);
     let apart = |made: &Vec<f64>| answer.shift.iter().zip(made).map(|(a, b)| (a - b) * (a - b)).sum();
@@ -258,6 +257,32 @@ pub fn certify(class: &Class, answer: &Refined, pushed: &Pushed) -> Certificate 
         dual: ratio(-least, largest).max(ratio(apart.sqrt(), square.sqrt())),
         gap: ratio((square - paid).abs(), square),
     }
+}
+
+/// v_j := r_j - own + v_j + error |w_j|. Returns the largest |r_j| that is finite: at k itself it is not.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn miss(values: &mut [f64], r: &[f64], rows: &[f64], own: f64, error: f64) -> f64 {
+    let mut scale = [0.0_f64; 8];
+    for ((values, r), rows) in values.chunks_mut(8).zip(r.chunks(8)).zip(rows.chunks(8)) {
+        for (((s, v), r), row) in scale.iter_mut().zip(values).zip(r).zip(rows) {
+            *v += r - own + error * row;
+            let size = if r.is_finite() { r.abs() } else { 0.0 };
+            *s = if size > *s { size } else { *s };
+        }
+    }
+    scale.into_iter().fold(0.0, f64::max)
+}
+
+/// The largest entry; at least 0. NaN counts for nothing.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn largest(values: &[f64]) -> f64 {
+    let mut largest = [0.0_f64; 8];
+    for part in values.chunks(8) {
+        for (l, v) in largest.iter_mut().zip(part) {
+            *l = if v > l { *v } else { *l };
+        }
+    }
+    largest.into_iter().fold(0.0, f64::max)
 }
 
 /// A lower bound on the norm that holds although it is computed in float64.

@@ -168,7 +168,8 @@ impl<'a> Class<'a> {
 
     /// A constraint `0 >= r_j > 0`, if there is one: an exact duplicate of k with a larger bias.
     pub fn contradiction(&self) -> Option<usize> {
-        (0..self.r.len()).find(|&j| j != self.k && self.lengths[j] == 0.0 && self.r[j] > 0.0)
+        let close = self.gram.close_to(self.k).iter().copied();
+        close.into_iter().find(|&j| self.lengths[j] == 0.0 && self.r[j] > 0.0)
     }
 
     pub fn rivals(&self) -> impl Iterator<Item = usize> + '_ {
