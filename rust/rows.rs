@@ -1,0 +1,83 @@
+//! W as it is read row by row: in float32 where that loses nothing, for there is half the memory to read. May use: linalg, ndarray, rayon.
+
+use ndarray::ArrayView2;
+use rayon::prelude::*;
+
+use crate::linalg::{add_scaled_difference_f32, add_scaled_difference_f64, difference_dot_f32_f64, difference_dot_f64_f64};
+
+/// The rows of W.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub dim: usize,
+    pub wide: &'a [f64],
+    /// The same in float32, where that loses nothing.
+    pub narrow: Option<&'a [f32]>,
+}
+
+/// Two rows.
+pub enum Pair<'a> {
+    F32(&'a [f32], &'a [f32]),
+    F64(&'a [f64], &'a [f64]),
+}
+
+impl<'a> Rows<'a> {
+    /// Rows j and k.
+    pub fn pair(&self, j: usize, k: usize) -> Pair<'a> {
+        let part = |class: usize| class * self.dim..(class + 1) * self.dim;
+        match self.narrow {
+            Some(w) => Pair::F32(&w[part(j)], &w[part(k)]),
+            None => Pair::F64(&self.wide[part(j)], &self.wide[part(k)]),
+        }
+    }
+
+    /// (w_j - w_k)^T v
+    pub fn difference_dot(&self, j: usize, k: usize, v: &[f64]) -> f64 {
+        self.pair(j, k).difference_dot(v, 1.0)
+    }
+
+    /// v := v + c (w_j - w_k)
+    pub fn add_difference(&self, v: &mut [f64], c: f64, j: usize, k: usize) {
+        match self.pair(j, k) {
+            Pair::F32(wj, wk) => add_scaled_difference_f32(v, c, wj, wk),
+            Pair::F64(wj, wk) => add_scaled_difference_f64(v, c, wj, wk),
+        }
+    }
+
+    /// w_j - w_k
+    pub fn difference(&self, j: usize, k: usize) -> Vec<f64> {
+        let mut difference = vec![0.0; self.dim];
+        self.add_difference(&mut difference, 1.0, j, k);
+        difference
+    }
+}
+
+impl Pair<'_> {
+    /// (w_j - w_k)^T (v scale)
+    pub fn difference_dot(&self, v: &[f64], scale: f64) -> f64 {
+        match self {
+            Pair::F32(wj, wk) => difference_dot_f32_f64(wj, wk, v, scale),
+            Pair::F64(wj, wk) => difference_dot_f64_f64(wj, wk, v, scale),
+        }
+    }
+}
+
+/// Rows one after the other in memory.
+pub fn copied(weight: ArrayView2<'_, f64>) -> Vec<f64> {
+    let mut copy = vec![0.0; weight.len()];
+    let rows = copy.par_chunks_mut(weight.ncols()).enumerate();
+    rows.for_each(|(i, out)| match weight.row(i).to_slice() {
+        Some(row) => out.copy_from_slice(row),
+        None => out.iter_mut().zip(weight.row(i)).for_each(|(o, v)| *o = *v),
+    });
+    copy
+}
+
+/// In float32, unless that rounds an entry.
+pub fn narrowed(weight: &[f64], dim: usize) -> Option<Vec<f32>> {
+    let mut narrow = vec![0.0; weight.len()];
+    let exact = narrow.par_chunks_mut(dim).zip(weight.par_chunks(dim)).all(|(out, row)| {
+        out.iter_mut().zip(row).for_each(|(o, v)| *o = *v as f32);
+        out.iter().zip(row).all(|(o, v)| f64::from(*o) == *v)
+    });
+    exact.then_some(narrow)
+}
