@@ -116,8 +116,9 @@ fn bench_solve(c: &mut Criterion) {
     };
     let mut group = c.benchmark_group("solve");
     group.sample_size(20).throughput(Throughput::Elements(classes as u64));
+    let run = || batch::solve(&problem, &targets, &settings, &Control::default()).expect("it was not cancelled");
     group.bench_function("200 classes, d = 512, n = 4000", |b| {
-        b.iter(|| batch::solve(&problem, &targets, &settings, &Control::default()).expect("it was not cancelled"));
+        batch::on_threads(settings.threads, || b.iter(run)).expect("one thread can be had");
     });
     group.finish();
 }

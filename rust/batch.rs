@@ -82,11 +82,11 @@ pub fn solve_pairs(
     )
 }
 
-/// Solves the given classes for margins that were formed elsewhere: float32, by target and class, with a sample that attains each.
+/// Solves the given classes for margins that were formed elsewhere: float32 in some unit, by target and class, with a sample that attains each.
 pub fn solve_margins(
     problem: &Problem,
     targets: &[usize],
-    margins: ArrayView2<f32>,
+    (margins, unit): (ArrayView2<f32>, f64),
     samples: ArrayView2<i32>,
     settings: &Settings,
     control: &Control,
@@ -121,6 +121,7 @@ pub fn solve_margins(
         problem,
         targets,
         margins,
+        unit,
         samples,
     };
     let positions: Vec<(usize, usize)> = (0..targets.len()).map(|t| (t, 0)).collect();
@@ -197,7 +198,8 @@ fn run(
 fn targets_per_task(logits: &Logits, classes: usize) -> usize {
     let most = if classes < MANY { TARGETS } else { 2 * TARGETS };
     let fit = TASK_BYTES / Peaks::bytes(logits).max(1);
-    (fit / TILE * TILE).clamp(TILE, most)
+    let whole_tiles = if fit >= TILE { fit / TILE * TILE } else { fit };
+    whole_tiles.clamp(1, most)
 }
 
 /// What a worker keeps from one task to the next.
@@ -260,7 +262,7 @@ impl Task<'_, '_> {
             .unzip();
         let open: Vec<usize> = (0..classes.len()).filter(|&i| certificates[i].is_none()).collect();
         for (i, pushed) in open.iter().zip(self.push(open.iter().map(|&i| &answers[i]))) {
-            certificates[*i] = Some(certify(&classes[*i], &answers[*i], &pushed));
+            certificates[*i] = Some(certify(&classes[*i], &answers[*i], &pushed, self.settings.tol));
         }
         classes
             .iter()
@@ -276,14 +278,14 @@ impl Task<'_, '_> {
         let quick = self.gram.is_precise() && !careful;
         if quick && attempt.ended != Ended::Infeasible {
             let answer = as_found(class, &attempt);
-            let certificate = certify(class, &answer, &Pushed::by_gram(class, &answer));
+            let certificate = certify(class, &answer, &Pushed::by_gram(class, &answer), good);
             if certificate.primal <= good && certificate.gap <= FINE {
                 return (answer, Some(certificate));
             }
         }
-        let answer = refine(class, attempt, careful);
+        let answer = refine(class, attempt, careful, self.keep_shifts);
         // A ray has no shift to look at.
-        let certificate = (quick || answer.farkas).then(|| certify(class, &answer, &Pushed::by_gram(class, &answer)));
+        let certificate = (quick || answer.farkas).then(|| certify(class, &answer, &Pushed::by_gram(class, &answer), good));
         let certificate = certificate.filter(|c| c.primal <= good || answer.farkas);
         (answer, certificate)
     }
@@ -297,9 +299,12 @@ impl Task<'_, '_> {
         multiply_transposed(&shifts, &self.problem.weight, &mut pushed, count, d, c);
         pushed
             .chunks_exact(c)
-            .map(|values| Pushed {
+            .zip(shifts.chunks_exact(d))
+            .map(|(values, shift)| Pushed {
                 values: values.to_vec(),
-                error: 0.0,
+                // Higham 2002, sec. 3.1.
+                error: (d as f64 + 4.0) * f64::EPSILON * dot(shift, shift).sqrt(),
+                by_rows: true,
             })
             .collect()
     }

@@ -54,12 +54,13 @@ pub fn as_found(class: &Class, attempt: &Attempt) -> Refined {
 
 /// Solves the equalities of the support again, in float64 and against W, not M: iterative refinement. A `careful` one also refines the shift by
 /// itself: where multipliers are huge and cancel, their sum keeps fewer digits than the shift has.
-pub fn refine(class: &Class, attempt: Attempt, careful: bool) -> Refined {
+/// `polish` lets the shift differ from what the multipliers make.
+pub fn refine(class: &Class, attempt: Attempt, careful: bool, polish: bool) -> Refined {
     let farkas = attempt.ended == Ended::Infeasible;
     let mut support = Support::new(class, &attempt);
     let basis = support.basis(careful);
     let mut made = support.refine(&basis, farkas);
-    let polished = (careful && !farkas).then(|| support.polished(&basis));
+    let polished = (careful && polish && !farkas).then(|| support.polished(&basis));
     let some_vanished = support.x.contains(&0.0);
     let (active, multipliers) = support.denormalised();
     if some_vanished {
@@ -189,7 +190,8 @@ impl<'a> Support<'a> {
         self.active
             .iter()
             .zip(self.x.iter().zip(&self.lengths))
-            .filter(|(_, (x, _))| **x > 0.0)
+            // What is not a number must be seen.
+            .filter(|(_, (x, _))| **x > 0.0 || x.is_nan())
             .map(|(&j, (x, l))| (j, x / l))
             .unzip()
     }
@@ -200,6 +202,8 @@ pub struct Pushed {
     pub values: Vec<f64>,
     /// Bound on the error of an entry, per |w_j|.
     pub error: f64,
+    /// Whether single rows may be asked where that error decides.
+    pub by_rows: bool,
 }
 
 impl Pushed {
@@ -218,20 +222,29 @@ impl Pushed {
         Pushed {
             values,
             error: gamma * size,
+            by_rows: false,
         }
     }
 }
 
-/// Residuals of an answer, rounding of W s included.
-pub fn certify(class: &Class, answer: &Refined, pushed: &Pushed) -> Certificate {
+/// Residuals of an answer, rounding of W s included: where that leaves open whether a constraint is met to `tol`, its row has the word.
+pub fn certify(class: &Class, answer: &Refined, pushed: &Pushed, tol: f64) -> Certificate {
     let square = dot(&answer.shift, &answer.shift);
     let paid: f64 = answer.active.iter().zip(&answer.multipliers).map(|(&j, x)| class.r[j] * x).sum();
     let (k, rows) = (class.k, class.gram.lengths_of_rows());
     let mut missed = pushed.values.clone();
     let scale = miss(&mut missed, &class.r, rows, pushed.values[k] - pushed.error * rows[k], pushed.error);
     missed[k] = 0.0;
-    for &j in class.gram.close_to(k) {
-        missed[j] = class.r[j] - class.gram.reach(k, j, &answer.shift);
+    let gamma = (class.gram.dim() as f64 / 8.0 + 24.0) * f64::EPSILON * square.sqrt();
+    let by_row = |j: usize| class.r[j] - class.gram.reach(k, j, &answer.shift) + gamma * class.lengths[j];
+    class.gram.close_to(k).iter().for_each(|&j| missed[j] = by_row(j));
+    if !answer.farkas && pushed.by_rows {
+        for j in (0..missed.len()).filter(|&j| j != k) {
+            if missed[j] > tol * scale {
+                let reached = class.gram.reach_twice(k, j, &answer.shift);
+                missed[j] = class.r[j] - reached + 2.0 * f64::EPSILON * reached.abs();
+            }
+        }
     }
     let worst = largest(&missed);
     let largest = answer.multipliers.iter().copied().fold(0.0, f64::max);
@@ -273,16 +286,17 @@ fn miss(values: &mut [f64], r: &[f64], rows: &[f64], own: f64, error: f64) -> f6
     scale.into_iter().fold(0.0, f64::max)
 }
 
-/// The largest entry; at least 0. NaN counts for nothing.
+/// The largest entry; at least 0; NaN if one is.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn largest(values: &[f64]) -> f64 {
-    let mut largest = [0.0_f64; 8];
+    let (mut largest, mut sums) = ([0.0_f64; 8], [0.0; 8]);
     for part in values.chunks(8) {
-        for (l, v) in largest.iter_mut().zip(part) {
+        for ((l, s), v) in largest.iter_mut().zip(&mut sums).zip(part) {
             *l = if v > l { *v } else { *l };
+            *s += v * 0.0;
         }
     }
-    largest.into_iter().fold(0.0, f64::max)
+    largest.into_iter().fold(0.0, f64::max) + sums.iter().sum::<f64>()
 }
 
 /// A lower bound on the norm that holds although it is computed in float64.
@@ -290,7 +304,7 @@ fn largest(values: &[f64]) -> f64 {
 /// Any x >= 0 proves |s_k| >= r^T x / |sum of x_j a_j|. The numerator is lowered, the denominator raised, by what rounding can have done to
 /// margins that were evaluated from differences of rows (Higham 2002, sec. 3.1).
 pub fn bound(problem: &Problem, class: &Class, answer: &Refined) -> f64 {
-    let gamma = (problem.dim as f64 / 8.0 + 24.0) * f64::EPSILON;
+    let gamma = (problem.dim as f64 / 8.0 + answer.active.len() as f64 + 24.0) * f64::EPSILON;
     let (mut paid, mut doubt, mut total) = (0.0, 0.0, 0.0);
     for (&j, &x) in answer.active.iter().zip(&answer.multipliers) {
         let offset = (problem.bias[j] - problem.bias[class.k]).abs();

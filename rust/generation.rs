@@ -28,6 +28,14 @@ pub fn attempt(class: &mut Class, engine: Engine, careful: bool, kernel: &mut Ac
         Engine::Clarabel => generate(class, &mut Kernel::Clarabel(Vec::new(), Vec::new(), 0), control),
         Engine::ClarabelFull => {
             let rivals: Vec<usize> = class.rivals().collect();
+            if rivals.is_empty() {
+                return Attempt {
+                    ended: Ended::Optimal,
+                    active: Vec::new(),
+                    multipliers: Vec::new(),
+                    iterations: 0,
+                };
+            }
             rivals.iter().for_each(|&j| class.sharpen(j));
             let mut ws = WorkingSet::default();
             rivals.iter().for_each(|&j| ws.push(class, j));

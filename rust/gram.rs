@@ -10,6 +10,8 @@ use crate::rows::Rows;
 
 /// Rows whose squared distance is below this share of their squared norms: M has lost six digits of it, so use the difference itself.
 const CLOSE: f64 = 1e-6;
+/// Squares below which products of rows, the largest of which has entries above one, lose digits in float32 or vanish.
+const TINY: f64 = 1e-30;
 /// Rows of M that one task computes.
 const BLOCK: usize = 128;
 /// Above this many classes M is kept in float32, for memory. It then only ranks constraints; what enters a working set is computed from W.
@@ -86,7 +88,7 @@ impl<'a> Gram<'a> {
             // Rounding of the entries may hide some, and suggest others: look again at all that could be.
             Entries::F32(m) => (0..self.classes)
                 .zip(&m[part])
-                .filter(|&(j, m)| near(j, f64::from(*m), 2.0 * CLOSE))
+                .filter(|&(j, m)| near(j, f64::from(*m), 2.0 * CLOSE) || (j != k && squares[k] + squares[j] < TINY))
                 .map(|(j, _)| j)
                 .filter(|&j| {
                     let a = self.difference(k, j);
@@ -191,9 +193,19 @@ impl<'a> Gram<'a> {
         s
     }
 
+    /// Whether two classes have the very same weights.
+    pub fn same_rows(&self, k: usize, j: usize) -> bool {
+        self.rows.same(k, j)
+    }
+
     /// Whether entries of M are good to float64.
     pub fn is_precise(&self) -> bool {
         matches!(self.m, Entries::F64(_))
+    }
+
+    /// a_j^T s in twice the precision.
+    pub fn reach_twice(&self, k: usize, j: usize, s: &[f64]) -> f64 {
+        self.rows.difference_dot_twice(k, j, s)
     }
 
     /// a_j^T s from the rows themselves.

@@ -240,8 +240,9 @@ impl Margins for Peaks<'_, '_> {
 pub struct Given<'a, 'p> {
     pub problem: &'a Problem<'p>,
     pub targets: &'a [usize],
-    /// targets x classes, without biases, in the caller's units.
+    /// targets x classes, without biases, in units of `unit`.
     pub margins: ArrayView2<'a, f32>,
+    pub unit: f64,
     pub samples: ArrayView2<'a, i32>,
 }
 
@@ -251,7 +252,7 @@ impl Given<'_, '_> {
         let margin = if p.row(k) == p.row(j) {
             0.0
         } else {
-            f64::from(self.margins[(t, j)])
+            f64::from(self.margins[(t, j)]) * self.unit
         };
         p.scale_margin(margin) + (p.bias[j] - p.bias[k])
     }

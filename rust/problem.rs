@@ -70,6 +70,10 @@ impl<'a> Problem<'a> {
             }
         }
         let latent_scale = unit_scale(largest_latent.max(asked));
+        if !(weight_scale / latent_scale).is_normal() {
+            let argument = "latents (relative to weight)";
+            return Err(ProblemError::TooLarge { argument });
+        }
         weight
             .par_chunks_mut(dim)
             .for_each(|row| row.iter_mut().for_each(|v| *v *= weight_scale));

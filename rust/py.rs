@@ -173,11 +173,12 @@ fn solve_margins<'py>(
     arguments: Arguments<'py>,
     margins: PyReadonlyArray2<'py, f32>,
     samples: PyReadonlyArray2<'py, i32>,
+    unit: f64,
 ) -> PyResult<Bound<'py, PyDict>> {
     let control = Control::default();
     let (margins, samples) = (margins.as_array(), samples.as_array());
     let solutions = arguments.run(py, &control, |problem, targets, settings| {
-        batch::solve_margins(problem, targets, margins, samples, settings, &control)
+        batch::solve_margins(problem, targets, (margins, unit), samples, settings, &control)
     })?;
     columns(py, solutions, &control)
 }

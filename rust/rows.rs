@@ -35,12 +35,30 @@ impl<'a> Rows<'a> {
         self.pair(j, k).difference_dot(v, 1.0)
     }
 
+    /// (w_j - w_k)^T v as if computed in twice the precision and then rounded (Ogita, Rump & Oishi 2005, algorithm 5.3).
+    pub fn difference_dot_twice(&self, j: usize, k: usize, v: &[f64]) -> f64 {
+        let row = |class: usize| &self.wide[class * self.dim..(class + 1) * self.dim];
+        let (mut sum, mut lost) = (0.0, 0.0);
+        for ((a, b), v) in row(j).iter().zip(row(k)).zip(v) {
+            let (difference, left) = two_sum(*a, -b);
+            let product = difference * v;
+            let (total, rest) = two_sum(sum, product);
+            sum = total;
+            lost += rest + difference.mul_add(*v, -product) + left * v;
+        }
+        sum + lost
+    }
+
     /// v := v + c (w_j - w_k)
     pub fn add_difference(&self, v: &mut [f64], c: f64, j: usize, k: usize) {
         match self.pair(j, k) {
             Pair::F32(wj, wk) => add_scaled_difference_f32(v, c, wj, wk),
             Pair::F64(wj, wk) => add_scaled_difference_f64(v, c, wj, wk),
         }
+    }
+
+    pub fn same(&self, j: usize, k: usize) -> bool {
+        self.wide[j * self.dim..(j + 1) * self.dim] == self.wide[k * self.dim..(k + 1) * self.dim]
     }
 
     /// w_j - w_k
@@ -59,6 +77,13 @@ impl Pair<'_> {
             Pair::F64(wj, wk) => difference_dot_f64_f64(wj, wk, v, scale),
         }
     }
+}
+
+/// The sum of two numbers, and what rounding took from it (Knuth).
+fn two_sum(a: f64, b: f64) -> (f64, f64) {
+    let sum = a + b;
+    let part = sum - a;
+    (sum, (a - (sum - part)) + (b - part))
 }
 
 /// Rows one after the other in memory.

@@ -169,7 +169,7 @@ impl<'a> Class<'a> {
     /// A constraint `0 >= r_j > 0`, if there is one: an exact duplicate of k with a larger bias.
     pub fn contradiction(&self) -> Option<usize> {
         let close = self.gram.close_to(self.k).iter().copied();
-        close.into_iter().find(|&j| self.lengths[j] == 0.0 && self.r[j] > 0.0)
+        close.into_iter().find(|&j| self.r[j] > 0.0 && self.gram.same_rows(self.k, j))
     }
 
     pub fn rivals(&self) -> impl Iterator<Item = usize> + '_ {
@@ -210,11 +210,14 @@ impl<'a> Class<'a> {
         let s = OnceCell::new();
         while !doubtful.is_empty() {
             let floor = prices.floor(&doubtful);
-            let mut violated: Vec<usize> = doubtful.extract_if(.., |j| prices.values[*j] >= floor).collect();
+            let mut violated: Vec<usize> = doubtful.extract_if(.., |j| prices.values[*j] >= floor).take(JOIN).collect();
             violated.retain(|&j| {
                 let missed = prices.values[j] * self.lengths[j] - self.r[j];
                 self.sharpen(j);
                 let (length, most) = (self.lengths[j], missed + self.r[j]);
+                if length == 0.0 {
+                    return false;
+                }
                 let rounding = 2.0 * prices.error * self.gram.both_lengths(self.k, j);
                 most > tolerance * length
                     && (most - rounding > tolerance * length

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -153,3 +155,36 @@ def test_nearly_collinear_and_low_rank_rows(noise: float, rng: np.random.Generat
         check(tacfast.solve(np.outer(np.arange(1, 9.0), rng.normal(size=8)) + noise * rng.normal(size=(8, 8)), None, z))
         low = rng.normal(size=(12, 2)) @ rng.normal(size=(2, 8)) + noise * rng.normal(size=(12, 8))
         check(tacfast.solve(low, None, z))
+
+
+def test_tiny_equal_rows_among_many_classes_contradict_one_another(rng: np.random.Generator) -> None:
+    """Beyond 10,000 classes products of such rows vanish in the float32 Gram matrix."""
+    w = rng.normal(size=(10_001, 8)).astype(np.float32)
+    w[:3] = rng.normal(size=8) * 1e-25
+    b = np.zeros(len(w), dtype=np.float32)
+    b[1] = 1e-3
+    solutions = tacfast.solve(w, b, np.maximum(rng.normal(size=(20, 8)), 0).astype(np.float32), classes=[0, 1, 2])
+    assert solutions.status[[0, 2]].tolist() == ["unreachable", "unreachable"]
+    check(solutions)
+
+
+@pytest.mark.parametrize("engine", ["auto", "active-set", "clarabel", "clarabel-full"])
+def test_a_class_without_rivals_is_trivial_for_every_engine(engine: tacfast.solver.Engine) -> None:
+    assert tacfast.solve(np.zeros((2, 1)), None, np.ones((1, 1)), engine=engine).status.tolist() == ["trivial", "trivial"]
+
+
+def test_a_solved_residual_is_what_exact_arithmetic_gives() -> None:
+    """Rows over nine orders of magnitude: what is called solved must be so without rounding too."""
+    for seed in range(30, 60):
+        rng = np.random.default_rng(seed)
+        w = rng.normal(size=(30, 12)) * 10 ** rng.uniform(-9, 0, size=(30, 1))
+        z, b = np.maximum(rng.normal(size=(1, 12)), 0), rng.normal(size=30)
+        solutions = tacfast.solve(w, b, z, classes=[13])
+        if solutions.status[0] != "solved":
+            continue
+        rows = [[Fraction(v) for v in row] for row in w]
+        moved = [Fraction(s) + Fraction(v) for s, v in zip(solutions.perturbations[0], z[0], strict=True)]
+        logits = [sum((a * x for a, x in zip(row, moved, strict=True)), Fraction(bias)) for row, bias in zip(rows, b, strict=True)]
+        start = [sum((a * Fraction(x) for a, x in zip(row, z[0], strict=True)), Fraction(bias)) for row, bias in zip(rows, b, strict=True)]
+        scale = max(abs(v - start[13]) for v in start)
+        assert max(v - logits[13] for v in logits) <= Fraction(1.01e-9) * scale, seed

@@ -39,7 +39,7 @@ def test_margins_are_the_order_statistics_and_samples_attain_them(device):
     found = collapse(w.astype(np.float64), torch.tensor(z, device=device), targets, 0.9)
     margins = (z.astype(np.float64) @ (w[None].astype(np.float64) - w[targets, None]).transpose(0, 2, 1)).transpose(1, 0, 2)
     want = np.sort(margins, axis=0)[int(np.ceil(0.9 * len(z))) - 1]
-    np.testing.assert_allclose(found.margins, want, atol=1e-4)
+    np.testing.assert_allclose(found.margins * found.unit, want, atol=1e-4)
     attained = np.take_along_axis(margins, found.samples[None].astype(np.int64), axis=0)[0]
     np.testing.assert_allclose(attained, want, atol=1e-4)
     assert found.longest == pytest.approx(np.linalg.norm(z, axis=1).max())
@@ -56,6 +56,14 @@ def test_rows_that_nearly_agree_keep_their_difference(device):
     np.testing.assert_allclose(there.norms, here.norms, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e-60, 1e60])
+def test_tiny_and_huge_products_keep_their_digits(scale):
+    w, z = np.array([[1.0, 0.0], [0.0, 1.0]]) * scale, torch.tensor([[1.0, 2.0]], dtype=torch.float64) * scale
+    here, there = tacfast.solve(w, None, z.numpy()), solve_on_device(w, None, z, **DEFAULTS)
+    assert there.status.tolist() == here.status.tolist()
+    np.testing.assert_allclose(there.norms, here.norms, rtol=1e-6)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_solve_takes_cuda_latents_as_they_are():
     w, b, z = head()
@@ -69,8 +77,9 @@ def test_solve_takes_cuda_latents_as_they_are():
         (torch.zeros(5, 3), "latents must have 24 columns"),
         (torch.zeros(0, 24), "at least one row"),
         (torch.full((5, 24), torch.nan), "latents must be finite"),
-        (torch.zeros(5, 24, dtype=torch.int64), "latents must be float32 or float64"),
-        (torch.zeros(5), "latents must have 2 dimensions"),
+        (torch.zeros(5, 24, dtype=torch.int64), "latents must be a dense float32 or float64 tensor"),
+        (torch.zeros(5, 24, dtype=torch.float16), "latents must be float32 or float64"),
+        (torch.zeros(5), "latents must be a dense float32 or float64 tensor"),
     ],
 )
 def test_malformed_latents_are_named(latents, message):

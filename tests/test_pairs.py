@@ -96,6 +96,8 @@ def test_progress_reaches_the_number_of_pairs():
     [
         ({"labels": [0, 1]}, "labels must have one entry per sample"),
         ({"labels": [0.0, 1.0, 2.0]}, "labels must be integers"),
+        ({"labels": [[0], [1, 2]]}, "labels cannot be read|labels must be integers"),
+        ({"progress": 5}, "progress must be None or a function"),
         ({"labels": [0, 1, 3]}, "labels must be from 0 to 2, got 3"),
         ({"labels": [0, 1, -1]}, "labels must be from 0 to 2, got -1"),
         ({"targets": [0, 0]}, "targets must not name a class twice"),
@@ -112,7 +114,9 @@ def test_malformed_input_is_named(change, message):
 def test_a_class_that_is_none_is_named():
     pairs = solve_pairs(np.eye(3), None, np.eye(3), [0, 1, 2])
     assert isinstance(pairs, PairSolutions)
-    with pytest.raises(tacfast.ProblemError, match="source must be from 0 to 2, got 3"):
+    with pytest.raises(tacfast.ProblemError, match="source must be an integer from 0 to 2, got 3"):
         pairs.source(3)
-    with pytest.raises(tacfast.ProblemError, match="target must be from 0 to 2, got -1"):
+    with pytest.raises(tacfast.ProblemError, match="target must be an integer from 0 to 2, got -1"):
         pairs.perturbation(0, -1)
+    with pytest.raises(tacfast.ProblemError, match="source must be an integer from 0 to 2, got True"):
+        pairs.source(True)

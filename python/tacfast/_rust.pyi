@@ -50,8 +50,8 @@ class Columns(TypedDict):
 def solve(arguments: Arguments) -> Columns:
     """Solve the given classes; raises ValueError on malformed input. Releases the GIL; Ctrl-C, or what `progress` raises, stops it."""
 
-def solve_margins(arguments: Arguments, margins: NDArray[np.float32], samples: NDArray[np.int32]) -> Columns:
-    """Solve the given classes for given margins, (targets, classes), without biases, and samples that attain them; else as `solve`."""
+def solve_margins(arguments: Arguments, margins: NDArray[np.float32], samples: NDArray[np.int32], unit: float) -> Columns:
+    """Solve the given classes for given margins (targets, classes), in units of `unit`, without biases, and samples that attain them."""
 
 def solve_pairs(arguments: Arguments, labels: list[int]) -> Columns:
     """Solve the given target classes for the samples of each other label, by target and then by source. As `solve` otherwise."""

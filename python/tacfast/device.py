@@ -27,8 +27,10 @@ _CLOSE = 1e-6
 class Collapsed:
     """What the solver needs to know of latents elsewhere; m targets, C classes."""
 
-    #: float32 (m, C): the order statistic over samples of (w_j - w_k)ᵀz_i, without biases.
+    #: float32 (m, C): the order statistic over samples of (w_j - w_k)ᵀz_i, without biases, in units of `unit`.
     margins: NDArray[np.float32]
+    #: A power of two: products of tiny or huge weights and latents leave the range of float32.
+    unit: float
     #: int32 (m, C): a sample that attains it.
     samples: NDArray[np.int32]
     #: Number of latents.
@@ -47,7 +49,12 @@ def collapse(weight: NDArray[np.float64], latents: Tensor, classes: NDArray[np.i
         quantile: which order statistic (no interpolation); 1 is the maximum.
     """
     z = latents.detach()
-    rows = torch.as_tensor(weight, device=z.device)
+    longest = _longest(z)
+    # What all rows share changes no margin, but would cost digits.
+    centred = weight - weight.mean(0)
+    scales = [_unit_scale(float(np.abs(centred).max())), _unit_scale(longest)]
+    rows = torch.as_tensor(centred * scales[0], device=z.device)
+    z = (z.double() * scales[1]).to(z.dtype)
     with torch.no_grad(), _full_precision():
         logits = z.float() @ rows.float().T
         margins = np.empty((len(classes), len(weight)), dtype=np.float32)
@@ -62,7 +69,19 @@ def collapse(weight: NDArray[np.float64], latents: Tensor, classes: NDArray[np.i
         for t, j in _close_pairs(rows, classes):
             value, index = _mth_largest((z.double() @ (rows[j] - rows[classes[t]]))[:, None], place)
             margins[t, j], samples[t, j] = value.item(), index.item()
-        return Collapsed(margins, samples, len(z), float(z.double().norm(dim=1).max()))
+        return Collapsed(margins, 1 / scales[0] / scales[1], samples, len(z), longest)
+
+
+def _longest(z: Tensor) -> float:
+    """Largest Euclidean norm; squares of tiny or huge entries neither vanish nor overflow."""
+    largest = float(z.abs().max())
+    scale = _unit_scale(largest)
+    return float((z.double() * scale).norm(dim=1).max()) / scale
+
+
+def _unit_scale(largest: float) -> float:
+    """The power of two that brings `largest` into [0.5, 1); 1 for zero."""
+    return 1.0 if largest == 0 else 2.0 ** -max(-1000, min(1000, math.frexp(largest)[1]))
 
 
 def _mth_largest(values: Tensor, m: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, SupportsIndex
@@ -58,20 +59,21 @@ class PairSolutions:
         flags: NDArray[np.bool_] = self.status != "not-converged"
         return flags
 
-    def perturbation(self, source: int, target: int) -> NDArray[np.float64]:
+    def perturbation(self, source: SupportsIndex, target: SupportsIndex) -> NDArray[np.float64]:
         """float64 (d,): s_{a→k}, made of its multipliers when asked for; NaN where unreachable or where there is no problem.
 
         Raises:
             ProblemError: source or target is no class.
         """
-        e = self.index[self._checked("source", source), self._checked("target", target)]
-        if e < 0 or not np.isfinite(self.norms[source, target]):
+        a, k = self._checked("source", source), self._checked("target", target)
+        e = self.index[a, k]
+        if e < 0 or not np.isfinite(self.norms[a, k]):
             return np.full(self.weight.shape[1], np.nan)
         part = slice(*self.columns["indptr"][e : e + 2])
-        shift: NDArray[np.float64] = self.columns["multipliers"][part] @ (self.weight[target] - self.weight[self.columns["active"][part]])
+        shift: NDArray[np.float64] = self.columns["multipliers"][part] @ (self.weight[k] - self.weight[self.columns["active"][part]])
         return shift
 
-    def source(self, source: int) -> TacSolutions:
+    def source(self, source: SupportsIndex) -> TacSolutions:
         """The problems of one source, as `solve` gives them for its samples: with shifts, and `verify` for `latents[labels == source]`.
 
         `samples` count through all latents.
@@ -89,7 +91,7 @@ class PairSolutions:
         picked = {k: v[entries] if k in ragged else v[chosen] for k, v in self.columns.items() if k != "indptr"}
         return TacSolutions(
             classes=targets,
-            perturbations=np.array([self.perturbation(source, int(k)) for k in targets]).reshape(len(targets), self.weight.shape[1]),
+            perturbations=np.array([self.perturbation(source, k) for k in targets]).reshape(len(targets), self.weight.shape[1]),
             indptr=np.cumsum([0, *map(len, parts)]),
             quantile=self.quantile,
             stage_seconds=self.stage_seconds,
@@ -101,10 +103,14 @@ class PairSolutions:
         kept = ("norms", "status", "bound", "counts", "quantile", "stage_seconds")
         return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name in kept}
 
-    def _checked(self, name: str, value: int) -> int:
-        if not 0 <= value < len(self.norms):
-            raise ProblemError(f"{name} must be from 0 to {len(self.norms) - 1}, got {value}")
-        return value
+    def _checked(self, name: str, value: SupportsIndex) -> int:
+        try:
+            k = -1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+        except TypeError:
+            k = -1
+        if not 0 <= k < len(self.norms):
+            raise ProblemError(f"{name} must be an integer from 0 to {len(self.norms) - 1}, got {value!r}")
+        return k
 
 
 def solve_pairs(
@@ -123,10 +129,11 @@ def solve_pairs(
     """Find, for each pair of classes, the smallest shift of the latents that sends every sample of the one to the other.
 
     Args:
+        latents: as for `solve`, but on the host.
         labels: integers (n,), the class of each sample (true or predicted), from 0 to C - 1.
         targets: into which classes; all by default.
         progress: as for `solve`, with pairs done and pairs in all.
-        weight, bias, latents, quantile, engine, tol, threads: as for `solve`; the quantile is one over a source's samples.
+        weight, bias, quantile, engine, tol, threads: as for `solve`; the quantile is one over a source's samples.
 
     Returns:
         PairSolutions. All logits are formed once, whatever the number of sources.
@@ -166,7 +173,12 @@ def solve_pairs(
 
 
 def _check_labels(labels: ArrayLike, samples: int, classes: int) -> NDArray[np.int64]:
-    array = np.asarray(labels)
+    if isinstance(labels, np.ma.MaskedArray):
+        raise ProblemError("labels must not be a masked array: its mask would be lost")
+    try:
+        array = np.asarray(labels)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ProblemError(f"labels cannot be read as an array: {error}") from None
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise ProblemError(f"labels must be integers of shape (samples,), got {array.dtype} of shape {array.shape}")
     if len(array) != samples:

@@ -155,7 +155,8 @@ def solve(
         weight: last layer W, float32 or float64 (C, d), any strides.
         bias: b, (C,), or None for zeros.
         latents: inputs of that layer for clean samples, float32 or float64 (n, d), any strides; borrowed, never copied whole. Of a CUDA
-            tensor the margins are formed on its device, in float32, and taken as they are: norms agree with the host's to float32.
+            tensor the margins are formed on its device, in float32, and taken as they are: norms agree with the host's to float32,
+            and certificates, bounds and "unreachable" speak of these margins.
         classes: which classes, in which order; all of them by default.
         quantile: in (0, 1]; below 1 each constraint uses that order statistic of the samples' margins (no interpolation) instead of the
             maximum, and is less ruled by one outlier. It then binds at least 1 - (C - 1)(1 - quantile) of the samples.
@@ -190,6 +191,10 @@ def solve_on_device(
     from tacfast.device import collapse
 
     weight, bias = (v.detach().cpu() if hasattr(v, "detach") else v for v in (weight, bias))
+    if latents.ndim != 2 or latents.is_sparse or not latents.is_floating_point():
+        raise ProblemError(
+            f"latents must be a dense float32 or float64 tensor (samples, dimension), got {latents.dtype} {tuple(latents.shape)}"
+        )
     # One latent stands for all where shapes and dtypes are checked.
     arguments, chosen = check_arguments(weight, bias, latents[:1].detach().cpu(), classes, quantile, engine, tol, threads)
     w, fraction = arguments["weight"], arguments["quantile"]
@@ -204,7 +209,7 @@ def solve_on_device(
     found = collapse(w, latents, chosen, fraction)
     spent = time.perf_counter() - start
     arguments["latents"] = (found.count, found.longest)
-    columns = call_core(_rust.solve_margins, arguments, progress, len(chosen), found.margins, found.samples)
+    columns = call_core(_rust.solve_margins, arguments, progress, len(chosen), found.margins, found.samples, found.unit)
     columns["stage_seconds"]["collapse"] += spent
     return _solutions(columns, chosen, arguments)
 
@@ -237,7 +242,7 @@ def check_arguments(
     """
     w, b, z = check_arrays(weight, bias, latents)
     chosen = _check_classes(classes, len(w))
-    if engine not in get_args(Engine):
+    if not isinstance(engine, str) or engine not in get_args(Engine):
         raise ProblemError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
     arguments: _rust.Arguments = {
         "weight": w,
@@ -257,6 +262,8 @@ def call_core(
     solve: Callable[..., _rust.Columns], arguments: _rust.Arguments, progress: Progress | None, total: int, *more: Any
 ) -> _rust.Columns:
     """Run the core, with its complaints as our errors and without touching what `progress` raises."""
+    if progress is not None and not callable(progress):
+        raise ProblemError(f"progress must be None or a function of (done, total), got {progress!r}")
     raised: list[BaseException] = []
 
     def tell(done: int) -> None:
