@@ -76,7 +76,7 @@ pub struct Settings {
     pub engine: Engine,
     /// Largest relative residual and gap of a solved class.
     pub tol: f64,
-    /// Worker threads; `None` is one per core.
+    /// Worker threads, for `batch::on_threads`; `None` is one per core.
     pub threads: Option<usize>,
 }
 

@@ -50,7 +50,7 @@ class TacSolutions:
     samples: NDArray[np.int64]
     #: float64 (m,): a lower bound on ‖s_k‖ that holds in spite of rounding.
     bound: NDArray[np.float64]
-    #: float64 (m,): max_j (r_kj - a_jᵀs)₊ / max_j |r_kj|; NaN where unreachable.
+    #: float64 (m,): at most max_j (r_kj - a_jᵀs)₊ / max_j |r_kj|, rounding included; NaN where unreachable.
     primal_residual: NDArray[np.float64]
     #: float64 (m,): largest negative multiplier over the largest; where unreachable ‖Σλ_j a_j‖ / Σλ_j‖a_j‖.
     dual_residual: NDArray[np.float64]
