@@ -53,7 +53,8 @@ fn bench_mth_largest(c: &mut Criterion) {
     let mut random = Random(2);
     let values: Vec<Lane> = (0..SAMPLES).map(|_| random.lane()).collect();
     let keys: Vec<[f32; TILE]> = (0..SAMPLES).map(|_| std::array::from_fn(|_| random.normal() as f32)).collect();
-    let panel = Panel::new(values.chunks(128).collect());
+    let mut panel = Panel::default();
+    panel.load(values.chunks(128).collect());
     let own = Own::new(keys.chunks(128).map(<[_]>::to_vec).collect());
     let mut scratch = Scratch::default();
     let mut group = c.benchmark_group("mth_largest");

@@ -153,13 +153,16 @@ class Peer:
 
 _INTERIOR = (1e-6, 1e-7, 1e-8)
 _PROXIMAL = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11)
+ACTIVE_SET_PEERS = [
+    Peer("DAQP, least distance", "daqp", daqp, (1e-6,)),
+    Peer("scipy NNLS, rows", "scipy", nnls_rows, (0.0,)),
+    Peer("scipy NNLS, factor", "scipy", nnls_factor, (0.0,)),
+]
 PEERS = [
     Peer("cvxpy + Clarabel", "cvxpy", cvxpy_clarabel, _INTERIOR),
     Peer("Clarabel, primal", "clarabel", clarabel_primal, _INTERIOR),
     Peer("Clarabel, dual", "clarabel", clarabel_dual, _INTERIOR),
-    Peer("DAQP, least distance", "daqp", daqp, (1e-6,)),
-    Peer("scipy NNLS, rows", "scipy", nnls_rows, (0.0,)),
-    Peer("scipy NNLS, factor", "scipy", nnls_factor, (0.0,)),
+    *ACTIVE_SET_PEERS,
     Peer("ProxQP, dual", "proxsuite", proxqp_dual, _PROXIMAL),
     Peer("ProxQP, factor", "proxsuite", proxqp_factor, _PROXIMAL),
 ]

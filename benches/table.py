@@ -89,6 +89,11 @@ def pair(info: dict[str, Any], timed: list[dict[str, Any]]) -> str:
             f"Whole solve at {info['case']}, threads = {info['threads']}: {info['second_s']:.3f} s = {info['medians']:.2f} × the logits"
             f" GEMM ({info['blas']}, {info['first_s']:.3f} s) by medians, {info['minima']:.2f} × by minima."
         )
+    if info["pair"] == "peer":
+        return (
+            f"{info['peer']} ({info['timed']} classes) and {OURS}'s QP stage in turn at {info['case']}: {1e3 * info['second_s']:.3g} and"
+            f" {1e3 * info['first_s']:.3g} ms a class, ratio {info['medians']:.0f} by medians, {info['minima']:.0f} by minima."
+        )
     line = (
         f"Clarabel engine at {info['case']}: {info['first_s']:.2f} s on 1 thread, {info['second_s']:.2f} s on 2,"
         f" speed-up {1 / info['medians']:.2f} by medians, {1 / info['minima']:.2f} by minima"

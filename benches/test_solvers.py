@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 import tacfast
 from cases import Case, ClassQP, UncollapsedQP, case, worst
-from peers import FAILED, PEERS, Answer, Peer, clarabel_primal, cvxpy_clarabel, proxqp_batch
+from peers import ACTIVE_SET_PEERS, FAILED, PEERS, Answer, Peer, clarabel_primal, cvxpy_clarabel, proxqp_batch
 from tacfast.bench import SETTLE_S, seconds
 
 CASES = [(10, 512, 2000), (43, 512, 2000), (200, 512, 4000), (1000, 2048, 5000)]
@@ -158,8 +158,8 @@ def test_engine(benchmark: Any, sizes: tuple[int, int, int], engine: Any, thread
     )  # fmt: skip
 
 
-def pairs(benchmark: Any, first: Callable[[], float], second: Callable[[], Any], count: int) -> dict[str, Any]:
-    """`first`, which returns its seconds, and `second` in turn, so that what else the machine does hits both.
+def pairs(benchmark: Any, first: Callable[[], float], second: Callable[[], Any], count: int, share: float = 1.0) -> dict[str, Any]:
+    """`first`, which returns its seconds, and `second`, of whose seconds a share counts, in turn: what else the machine does hits both.
 
     Ratios, of medians and of minima, are second over first.
     """
@@ -176,10 +176,34 @@ def pairs(benchmark: Any, first: Callable[[], float], second: Callable[[], Any],
     stats = benchmark.stats.stats
     return {
         "first_s": median(before),
-        "second_s": stats.median,
-        "medians": stats.median / median(before),
-        "minima": stats.min / min(before),
+        "second_s": share * stats.median,
+        "medians": share * stats.median / median(before),
+        "minima": share * stats.min / min(before),
     }
+
+
+def test_fastest_peer_in_turn(request: pytest.FixtureRequest) -> None:
+    """Our QP stage and the peer that is fastest on two classes, timed in turn at the largest case: the closest of the comparisons."""
+    problem = case(*CASES[-1])
+    few = [problem.qp(k) for k in problem.spread(2)]
+
+    def took(peer: Peer) -> float:
+        try:
+            pytest.importorskip(peer.module)
+            return seconds(lambda: [peer.solve(qp, peer.tolerances[0]) for qp in few])
+        except (pytest.skip.Exception, ArithmeticError):
+            return float("inf")
+
+    peer = min(ACTIVE_SET_PEERS, key=took)
+    solve, qps = one_by_one(peer.solve), [problem.qp(k) for k in problem.spread(MOST_CLASSES)]
+    info, _ = gate(request, peer.name, problem, solve, qps, peer.tolerances)
+
+    def ours() -> float:
+        return tacfast.solve(problem.weight32, None, problem.latents, engine="active-set", threads=1).stage_seconds["qp"] / problem.classes
+
+    benchmark = request.getfixturevalue("benchmark")
+    ratio = pairs(benchmark, ours, lambda: solve(qps, info["tolerance"]), PAIRS, share=1 / len(qps))
+    record(benchmark, problem, pair="peer", peer=peer.name, timed=len(qps), **ratio)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -14,6 +14,8 @@ use crate::working_set::{Ended, WorkingSet};
 const DEPENDENT: f64 = 1e-11;
 /// The same for vectors themselves, as a share of their length.
 const DEPENDENT_VECTOR: f64 = 1e-12;
+/// What a ray takes less of than this, beside one of the newest row, is rounding.
+const NOTHING: f64 = 1e-12;
 
 /// State that outlives one solve, so that the next round of the same class starts where this one ended.
 #[derive(Default)]
@@ -59,6 +61,9 @@ impl ActiveSet {
         self.blocked.resize(ws.len(), false);
         // Each pass strictly raises the dual objective, so passes are finite; the cap is for what rounding may do.
         let limit = 20 * (ws.len() + 10);
+        if !self.careful && !self.admit_all(ws) {
+            return Ended::Stalled;
+        }
         for _ in 0..limit {
             let Some((c, violation)) = self.most_violated(ws) else {
                 return Ended::Optimal;
@@ -121,6 +126,18 @@ impl ActiveSet {
         self.factor.push(&self.row, DEPENDENT)
     }
 
+    /// Takes all constraints into P at once, for most of those that join do stay; what depends on others must wait.
+    fn admit_all(&mut self, ws: &WorkingSet) -> bool {
+        for c in (0..ws.len()).filter(|c| !self.passive.contains(c)).collect::<Vec<_>>() {
+            if self.push(ws, c) {
+                self.passive.push(c);
+                self.x.push(0.0);
+            }
+        }
+        self.iterations += 1;
+        self.return_to_orthant(ws)
+    }
+
     /// Takes `c` into P, first walking along null vectors of G while c depends on P.
     fn admit(&mut self, ws: &WorkingSet, c: usize) -> Admitted {
         let mut along = 0.0;
@@ -131,18 +148,22 @@ impl ActiveSet {
                 return Admitted::Yes;
             }
             // Null vector (u, 1): the constraint of c is -u times those of P.
-            let u = &self.factor.dependence();
+            let u = self.factor.dependence();
             let block = (0..u.len())
                 .filter(|&i| u[i] < -1e-10)
                 .map(|i| (i, self.x[i] / -u[i]))
                 .min_by(|a, b| a.1.total_cmp(&b.1));
             let Some((out, step)) = block else {
-                self.x = u.iter().map(|v| v.max(0.0)).collect();
-                self.x.push(1.0);
-                self.passive.push(c);
+                let ray: Vec<(usize, f64)> = self
+                    .passive
+                    .drain(..)
+                    .zip(u.iter().copied())
+                    .filter(|(_, v)| *v > NOTHING)
+                    .collect();
+                (self.passive, self.x) = ray.into_iter().chain([(c, 1.0)]).unzip();
                 return Admitted::Ray;
             };
-            for (x, u) in self.x.iter_mut().zip(u) {
+            for (x, u) in self.x.iter_mut().zip(&u) {
                 *x = (*x + step * u).max(0.0);
             }
             along += step;

@@ -262,7 +262,7 @@ impl Task<'_, '_> {
             .unzip();
         let open: Vec<usize> = (0..classes.len()).filter(|&i| certificates[i].is_none()).collect();
         for (i, pushed) in open.iter().zip(self.push(open.iter().map(|&i| &answers[i]))) {
-            certificates[*i] = Some(certify(&classes[*i], &answers[*i], &pushed, self.settings.tol));
+            certificates[*i] = Some(certify(&classes[*i], &answers[*i], pushed, self.settings.tol));
         }
         classes
             .iter()
@@ -273,19 +273,19 @@ impl Task<'_, '_> {
     }
 
     /// The answer, refined if that is needed, and its certificate, if the Gram matrix can give it.
-    fn quickly(&self, class: &Class, attempt: Attempt, careful: bool) -> (Refined, Option<Certificate>) {
+    fn quickly(&self, class: &Class, mut attempt: Attempt, careful: bool) -> (Refined, Option<Certificate>) {
         let good = QUICK * self.settings.tol;
         let quick = self.gram.is_precise() && !careful;
         if quick && attempt.ended != Ended::Infeasible {
             let answer = as_found(class, &attempt);
-            let certificate = certify(class, &answer, &Pushed::by_gram(class, &answer), good);
+            let certificate = certify(class, &answer, Pushed::by_gram(class, &answer, attempt.pushed.take()), good);
             if certificate.primal <= good && certificate.gap <= FINE {
                 return (answer, Some(certificate));
             }
         }
         let answer = refine(class, attempt, careful, self.keep_shifts);
         // A ray has no shift to look at.
-        let certificate = (quick || answer.farkas).then(|| certify(class, &answer, &Pushed::by_gram(class, &answer), good));
+        let certificate = (quick || answer.farkas).then(|| certify(class, &answer, Pushed::by_gram(class, &answer, None), good));
         let certificate = certificate.filter(|c| c.primal <= good || answer.farkas);
         (answer, certificate)
     }
@@ -312,8 +312,8 @@ impl Task<'_, '_> {
     /// Turns an answer into a status, by its certificate alone.
     fn judge(&self, class: &Class, answer: Refined, certificate: Certificate, engine: Engine) -> Solution {
         let p = self.problem;
-        let Certificate { primal, dual, gap } = certificate;
-        let bound = bound(p, class, &answer);
+        let Certificate { length, primal, dual, gap } = certificate;
+        let bound = bound(p, class, &answer, length);
         let tol = self.settings.tol;
         let status = if answer.active.is_empty() && primal == 0.0 {
             Status::Trivial
@@ -324,7 +324,6 @@ impl Task<'_, '_> {
         } else {
             Status::NotConverged
         };
-        let length = dot(&answer.shift, &answer.shift).sqrt();
         let (norm, shift) = if status == Status::Unreachable {
             (f64::INFINITY, vec![f64::NAN; p.dim])
         } else if answer.farkas {

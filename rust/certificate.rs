@@ -31,6 +31,8 @@ pub struct Refined {
 
 /// What is known of one answer, independent of how it was found.
 pub struct Certificate {
+    /// |s|
+    pub length: f64,
     /// At most: max_j (r_j - a_j^T s)_+ / max_j |r_j|
     pub primal: f64,
     /// The larger of the largest negative multiplier over the largest, and |s - sum of x_j a_j| over |s|; for a Farkas ray
@@ -207,10 +209,13 @@ pub struct Pushed {
 }
 
 impl Pushed {
-    /// From M: quick, and good enough for most certificates.
-    pub fn by_gram(class: &Class, answer: &Refined) -> Self {
-        let mut values = Vec::new();
-        class.gram.push(class.k, &answer.active, &answer.multipliers, &mut values);
+    /// From M: quick, and good enough for most certificates. `priced` are the values, if they are known already.
+    pub fn by_gram(class: &Class, answer: &Refined, priced: Option<Vec<f64>>) -> Self {
+        let values = priced.unwrap_or_else(|| {
+            let mut values = Vec::new();
+            class.gram.push(class.k, &answer.active, &answer.multipliers, &mut values);
+            values
+        });
         // Higham 2002, sec. 3.1, for the entries of M, the sum over the support, and the shift itself.
         let gamma = 2.0 * (class.gram.dim() + answer.active.len() + 8) as f64 * f64::EPSILON;
         let size: f64 = answer
@@ -228,14 +233,16 @@ impl Pushed {
 }
 
 /// Residuals of an answer, rounding of W s included: where that leaves open whether a constraint is met to `tol`, its row has the word.
-pub fn certify(class: &Class, answer: &Refined, pushed: &Pushed, tol: f64) -> Certificate {
+pub fn certify(class: &Class, answer: &Refined, pushed: Pushed, tol: f64) -> Certificate {
     let square = dot(&answer.shift, &answer.shift);
+    let length = square.sqrt();
     let paid: f64 = answer.active.iter().zip(&answer.multipliers).map(|(&j, x)| class.r[j] * x).sum();
     let (k, rows) = (class.k, class.gram.lengths_of_rows());
-    let mut missed = pushed.values.clone();
-    let scale = miss(&mut missed, &class.r, rows, pushed.values[k] - pushed.error * rows[k], pushed.error);
+    let mut missed = pushed.values;
+    let own = missed[k] - pushed.error * rows[k];
+    let scale = miss(&mut missed, &class.r, rows, own, pushed.error);
     missed[k] = 0.0;
-    let gamma = (class.gram.dim() as f64 / 8.0 + 24.0) * f64::EPSILON * square.sqrt();
+    let gamma = (class.gram.dim() as f64 / 8.0 + 24.0) * f64::EPSILON * length;
     let by_row = |j: usize| class.r[j] - class.gram.reach(k, j, &answer.shift) + gamma * class.lengths[j];
     class.gram.close_to(k).iter().for_each(|&j| missed[j] = by_row(j));
     if !answer.farkas && pushed.by_rows {
@@ -260,14 +267,16 @@ pub fn certify(class: &Class, answer: &Refined, pushed: &Pushed, tol: f64) -> Ce
             .map(|(&j, x)| x * class.lengths[j])
             .sum();
         return Certificate {
+            length,
             primal: f64::NAN,
-            dual: ratio(square.sqrt(), total),
+            dual: ratio(length, total),
             gap: f64::NAN,
         };
     }
     Certificate {
+        length,
         primal: ratio(worst, scale),
-        dual: ratio(-least, largest).max(ratio(apart.sqrt(), square.sqrt())),
+        dual: ratio(-least, largest).max(ratio(apart.sqrt(), length)),
         gap: ratio((square - paid).abs(), square),
     }
 }
@@ -302,8 +311,8 @@ fn largest(values: &[f64]) -> f64 {
 /// A lower bound on the norm that holds although it is computed in float64.
 ///
 /// Any x >= 0 proves |s_k| >= r^T x / |sum of x_j a_j|. The numerator is lowered, the denominator raised, by what rounding can have done to
-/// margins that were evaluated from differences of rows (Higham 2002, sec. 3.1).
-pub fn bound(problem: &Problem, class: &Class, answer: &Refined) -> f64 {
+/// margins that were evaluated from differences of rows (Higham 2002, sec. 3.1). `length` is that of the answer's shift.
+pub fn bound(problem: &Problem, class: &Class, answer: &Refined, length: f64) -> f64 {
     let gamma = (problem.dim as f64 / 8.0 + answer.active.len() as f64 + 24.0) * f64::EPSILON;
     let (mut paid, mut doubt, mut total) = (0.0, 0.0, 0.0);
     for (&j, &x) in answer.active.iter().zip(&answer.multipliers) {
@@ -312,8 +321,8 @@ pub fn bound(problem: &Problem, class: &Class, answer: &Refined) -> f64 {
         doubt += x * gamma * (class.lengths[j] * problem.longest_latent + offset);
         total += x * class.lengths[j];
     }
-    let made = answer.made.as_ref().unwrap_or(&answer.shift);
-    let length = dot(made, made).sqrt() + gamma * total;
+    let made = answer.made.as_ref().map_or(length, |made| dot(made, made).sqrt());
+    let length = made + gamma * total;
     let proven = (paid - doubt).max(0.0);
     if proven == 0.0 { 0.0 } else { proven / length }
 }

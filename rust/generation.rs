@@ -1,11 +1,12 @@
 //! Constraint generation: a few constraints solved exactly, all of them priced, the violated ones added, until none is. May use: working_set,
-//! the engines.
+//! prices, the engines.
 
 use crate::active_set::ActiveSet;
 use crate::control::Control;
 use crate::interior;
+use crate::prices::Prices;
 use crate::problem::Engine;
-use crate::working_set::{Attempt, Class, Ended, Prices, WorkingSet};
+use crate::working_set::{Attempt, Class, Ended, WorkingSet};
 
 /// Rounds are few (5-15 on real heads); the cap is for what rounding may do.
 const ROUNDS: usize = 500;
@@ -21,6 +22,7 @@ pub fn attempt(class: &mut Class, engine: Engine, careful: bool, kernel: &mut Ac
             active: vec![j],
             multipliers: vec![1.0],
             iterations: 0,
+            pushed: None,
         };
     }
     match engine {
@@ -34,6 +36,7 @@ pub fn attempt(class: &mut Class, engine: Engine, careful: bool, kernel: &mut Ac
                     active: Vec::new(),
                     multipliers: Vec::new(),
                     iterations: 0,
+                    pushed: None,
                 };
             }
             rivals.iter().for_each(|&j| class.sharpen(j));
@@ -50,19 +53,26 @@ pub fn attempt(class: &mut Class, engine: Engine, careful: bool, kernel: &mut Ac
 fn generate(class: &mut Class, kernel: &mut Kernel, control: &Control) -> Attempt {
     let mut ws = WorkingSet::new(kernel.wants_vectors());
     let mut prices = Prices::default();
-    let depth = class.depth();
+    let mut depth: f64 = 0.0;
     for _ in 0..ROUNDS {
         let (active, multipliers) = kernel.multipliers(class, &ws);
         class.price(&active, &multipliers, &mut prices);
+        if active.is_empty() {
+            // How far the deepest single constraint is, at most: a scale to measure violations by, while there are no multipliers to tell.
+            depth = prices.worst();
+        }
         let tolerance = VIOLATED * depth.max(class.distance(&active, &multipliers));
         let (gram, k) = (class.gram, class.k);
-        let joining = class.joining(&prices, tolerance, &ws.members, || {
+        let joining = class.joining(&mut prices, tolerance, &ws.members, || {
             kernel
                 .shift(&ws, gram.dim())
                 .unwrap_or_else(|| gram.combine(k, &active, &multipliers))
         });
         if joining.is_empty() {
-            return kernel.report(class, &ws, Ended::Optimal);
+            return Attempt {
+                pushed: Some(prices.pushed),
+                ..kernel.report(class, &ws, Ended::Optimal)
+            };
         }
         if control.cancelled() {
             break;
@@ -151,6 +161,7 @@ impl<'a> Kernel<'a> {
             active,
             multipliers,
             iterations: self.support().2,
+            pushed: None,
         }
     }
 }

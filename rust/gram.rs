@@ -146,11 +146,16 @@ impl<'a> Gram<'a> {
         self.lengths_of_rows[k] + self.lengths_of_rows[j]
     }
 
+    /// Whether M has lost so many digits of what belongs to k that the rows themselves are asked.
+    pub fn needs_rows(&self, k: usize) -> bool {
+        !self.is_precise() || !self.close[k].is_empty()
+    }
+
     /// a_j^T a_l for each l, with a_j = w_k - w_j; with room for `room` more.
     pub fn inners(&self, k: usize, j: usize, others: &[usize], room: usize) -> Vec<f64> {
         let (c, mut inners) = (self.classes, Vec::with_capacity(others.len() + room));
         match &self.m {
-            Entries::F64(m) if self.close[k].is_empty() => {
+            Entries::F64(m) if !self.needs_rows(k) => {
                 let (mk, mj) = (&m[k * c..(k + 1) * c], &m[j * c..(j + 1) * c]);
                 inners.extend(others.iter().map(|&l| mk[k] - mk[l] - mk[j] + mj[l]));
             }
@@ -187,9 +192,7 @@ impl<'a> Gram<'a> {
     /// s = sum of multipliers times a_j, from the rows themselves.
     pub fn combine(&self, k: usize, active: &[usize], multipliers: &[f64]) -> Vec<f64> {
         let mut s = vec![0.0; self.dim];
-        for (&j, &x) in active.iter().zip(multipliers) {
-            self.rows.add_difference(&mut s, x, k, j);
-        }
+        self.rows.add_differences(&mut s, k, active, multipliers);
         s
     }
 

@@ -21,6 +21,7 @@
 //! * `logits`, `margins`: logits and their collapse to \\(r\\).
 //! * `gram`: the shared \\(M=WW^\top\\), and differences of rows where it loses digits.
 //! * `factor`: an up- and down-dated Cholesky factor.
+//! * `prices`: how far a shift is from each constraint, and which are worst.
 //! * `working_set`: a class's QP and working sets of its constraints.
 //! * `active_set`, `interior`: the two engines.
 //! * `generation`: constraints added until none is violated, around either engine.
@@ -48,6 +49,7 @@ mod logits;
 mod margins;
 mod max_plus;
 mod order;
+mod prices;
 mod rows;
 mod settings;
 mod working_set;

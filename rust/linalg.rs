@@ -96,6 +96,26 @@ pub fn add_scaled_difference_f64(y: &mut [f64], c: f64, a: &[f64], b: &[f64]) {
     add_scaled_difference(y, c, a, b);
 }
 
+/// y := y + the sum of c_t (a - b_t)
+#[inline(always)]
+fn add_four_differences<T: Copy + Into<f64>>(y: &mut [f64], c: [f64; 4], a: &[T], b: [&[T]; 4]) {
+    let ([b0, b1, b2, b3], a) = (b.map(|b| &b[..y.len()]), &a[..y.len()]);
+    for (i, y) in y.iter_mut().enumerate() {
+        let (a, [b0, b1, b2, b3]): (f64, [f64; 4]) = (a[i].into(), [b0[i].into(), b1[i].into(), b2[i].into(), b3[i].into()]);
+        *y += (c[0] * (a - b0) + c[1] * (a - b1)) + (c[2] * (a - b2) + c[3] * (a - b3));
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn add_four_differences_f32(y: &mut [f64], c: [f64; 4], a: &[f32], b: [&[f32]; 4]) {
+    add_four_differences(y, c, a, b);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn add_four_differences_f64(y: &mut [f64], c: [f64; 4], a: &[f64], b: [&[f64]; 4]) {
+    add_four_differences(y, c, a, b);
+}
+
 /// `add_scaled` of a row in float32.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn add_scaled_f32(y: &mut [f64], c: f64, x: &[f32]) {

@@ -122,8 +122,9 @@ impl<'a, 'p> Peaks<'a, 'p> {
                 .chunks(TILE)
                 .map(|targets| Own::new(blocks.clone().map(|block| own_logits(logits, block, targets)).collect()))
                 .collect();
+            let mut rivals = Panel::default();
             for panel in 0..panels {
-                let rivals = Panel::new(blocks.clone().map(|block| logits.panel(block, panel)).collect());
+                rivals.load(blocks.clone().map(|block| logits.panel(block, panel)).collect());
                 for (tile, own) in own.iter().enumerate() {
                     let found = mth_largest(own, &rivals, self.places[group], &mut scratch);
                     for (t, found) in (tile * TILE..self.targets.len()).zip(found) {

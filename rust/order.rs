@@ -5,8 +5,8 @@ use multiversion::multiversion;
 
 use crate::max_plus::{LANES, Lane, TILE, max_plus};
 
-/// The most samples whose maximum stands for them in the first look.
-const GROUP: usize = 64;
+/// The most samples whose maximum stands for them in the first look: one register of float32.
+const GROUP: usize = LANES;
 /// Halvings that bring the first look's bound within a thousandth of its range.
 const ROUGH: usize = 10;
 /// Halvings that separate any two float32.
@@ -16,18 +16,22 @@ const EXACT: usize = 33;
 type Keys = [i32; LANES];
 
 /// Logits of a group of samples for a panel of rivals: as the max-plus kernel reads them, and rival by rival.
+#[derive(Default)]
 pub struct Panel<'a> {
     blocks: Vec<&'a [Lane]>,
-    columns: Vec<Vec<f32>>,
+    columns: [Vec<f32>; LANES],
 }
 
 impl<'a> Panel<'a> {
-    pub fn new(blocks: Vec<&'a [Lane]>) -> Self {
-        let column = |lane: usize| blocks.iter().flat_map(|block| block.iter().map(move |v| v[lane])).collect();
-        Panel {
-            columns: (0..LANES).map(column).collect(),
-            blocks,
+    /// Takes the place of what was there, in its memory: fresh pages would cost more than filling them.
+    pub fn load(&mut self, blocks: Vec<&'a [Lane]>) {
+        for (lane, column) in self.columns.iter_mut().enumerate() {
+            column.clear();
+            for block in &blocks {
+                column.extend(block.iter().map(|v| v[lane]));
+            }
         }
+        self.blocks = blocks;
     }
 }
 
@@ -51,14 +55,16 @@ impl Own {
 #[derive(Default)]
 pub struct Scratch {
     peaks: [Vec<Keys>; TILE],
-    kept: Vec<f32>,
-    keys: Vec<i32>,
+    /// First sample of each group whose maxima are there.
+    starts: Vec<usize>,
+    kept: [Vec<f32>; LANES],
+    keys: Vec<Keys>,
 }
 
 /// For each target and lane, the m-th largest of the margins (rival's logit less the target's) over all samples, 1 <= m <= n.
 ///
-/// The m-th largest of the maxima of small groups of samples is a lower bound on it, and a close one while groups outnumber m: few samples
-/// reach it, and only among those a selection is needed.
+/// The m-th largest of the maxima of small groups of samples is a lower bound on it, and a close one while groups outnumber m: few groups
+/// have a sample that reaches it, and only among those samples a selection is needed.
 pub fn mth_largest(own: &Own, panel: &Panel, m: usize, scratch: &mut Scratch) -> [Lane; TILE] {
     let samples = own.columns[0].len();
     // At least twice as many groups as m: then few samples beyond the m largest reach the bound.
@@ -66,31 +72,44 @@ pub fn mth_largest(own: &Own, panel: &Panel, m: usize, scratch: &mut Scratch) ->
     while group < GROUP && samples >= 4 * m * group {
         group *= 2;
     }
-    scratch.peaks.iter_mut().for_each(Vec::clear);
-    let mut peaks = [[0.0; LANES]; TILE];
+    first_look(own, panel, group, scratch);
+    let halvings = if group == 1 { EXACT } else { ROUGH };
+    std::array::from_fn(|t| {
+        let [least, largest] = range_by_lane(&scratch.peaks[t]);
+        let mut found = mth_by_lane(&scratch.peaks[t], m, halvings, [least, largest]);
+        if group > 1 {
+            let groups = (&scratch.peaks[t][..], &scratch.starts[..]);
+            keep_reaching(&own.columns[t], &panel.columns, groups, &found, &mut scratch.kept);
+            side_by_side(&scratch.kept, &mut scratch.keys);
+            found = mth_by_lane(&scratch.keys, m, EXACT, [found, largest]);
+        }
+        found.map(from_key)
+    })
+}
+
+/// Columns of floats to rows of keys; what is missing at the end of a column is [`i32::MIN`].
+fn side_by_side(columns: &[Vec<f32>; LANES], rows: &mut Vec<Keys>) {
+    rows.clear();
+    rows.resize(columns.iter().map(Vec::len).max().unwrap_or(0), [i32::MIN; LANES]);
+    for (lane, column) in columns.iter().enumerate() {
+        rows.iter_mut().zip(column).for_each(|(row, v)| row[lane] = to_key(*v));
+    }
+}
+
+/// Maxima of groups of samples, for each target and lane.
+fn first_look(own: &Own, panel: &Panel, group: usize, scratch: &mut Scratch) {
+    let Scratch { peaks: all, starts, .. } = scratch;
+    all.iter_mut().for_each(Vec::clear);
+    starts.clear();
+    let (mut peaks, mut start) = ([[0.0; LANES]; TILE], 0);
     for (own, values) in own.blocks.iter().zip(&panel.blocks) {
         for (own, values) in own.chunks(group).zip(values.chunks(group)) {
             max_plus(own, values, &mut peaks);
-            scratch
-                .peaks
-                .iter_mut()
-                .zip(&peaks)
-                .for_each(|(all, peak)| all.push(peak.map(to_key)));
+            all.iter_mut().zip(&peaks).for_each(|(all, peak)| all.push(peak.map(to_key)));
+            starts.push(start);
+            start += own.len();
         }
     }
-    let halvings = if group == 1 { EXACT } else { ROUGH };
-    std::array::from_fn(|t| {
-        let mut found = mth_by_lane(&scratch.peaks[t], m, halvings).map(from_key);
-        if group > 1 {
-            for (found, column) in found.iter_mut().zip(&panel.columns) {
-                keep_reaching(&own.columns[t], column, *found, &mut scratch.kept);
-                scratch.keys.clear();
-                scratch.keys.extend(scratch.kept.iter().map(|v| to_key(*v)));
-                *found = from_key(mth_of_one(&scratch.keys, m));
-            }
-        }
-        found
-    })
 }
 
 /// Flips the order of negative floats, whose magnitude the bits count upwards.
@@ -103,26 +122,15 @@ fn from_key(key: i32) -> f32 {
     f32::from_bits((key ^ ((key >> 31) & i32::MAX)) as u32)
 }
 
-/// By lane, the m-th largest key, from below: after [`EXACT`] halvings it is the key itself. At least m of the rows must be real.
-fn mth_by_lane(rows: &[Keys], m: usize, halvings: usize) -> Keys {
+/// By lane, the m-th largest key, or after fewer halvings than [`EXACT`] a smaller one. At least m keys must reach `low`, and none may be
+/// above `largest`.
+fn mth_by_lane(rows: &[Keys], m: usize, halvings: usize, [mut low, largest]: [Keys; 2]) -> Keys {
     // Invariant: at least m keys reach `low`, fewer reach `high`.
-    let (mut low, mut high) = ([i32::MAX; LANES], [i32::MIN; LANES]);
-    for row in rows {
-        for lane in 0..LANES {
-            low[lane] = low[lane].min(row[lane]);
-            high[lane] = high[lane].max(row[lane]);
-        }
-    }
-    high.iter_mut().for_each(|h| *h = h.saturating_add(1));
+    let mut high = largest.map(|h| h.saturating_add(1));
     for _ in 0..halvings {
-        let mut middle = [0; LANES];
-        let mut open = false;
-        for lane in 0..LANES {
-            // The mean rounded down, without overflow.
-            middle[lane] = (low[lane] & high[lane]) + ((low[lane] ^ high[lane]) >> 1);
-            open |= middle[lane] != low[lane];
-        }
-        if !open {
+        // The mean rounded down, without overflow.
+        let middle = std::array::from_fn(|lane| (low[lane] & high[lane]) + ((low[lane] ^ high[lane]) >> 1));
+        if middle == low {
             break;
         }
         let count = count_reaching(rows, &middle);
@@ -132,9 +140,39 @@ fn mth_by_lane(rows: &[Keys], m: usize, halvings: usize) -> Keys {
             } else {
                 high[lane] = middle[lane];
             }
+            if count[lane] == m as i32 {
+                // It is the least of those m.
+                high[lane] = low[lane].saturating_add(1);
+            }
         }
     }
-    low
+    least_reaching(rows, &low)
+}
+
+/// By lane, the least and the largest key.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn range_by_lane(rows: &[Keys]) -> [Keys; 2] {
+    let [mut least, mut largest] = [[i32::MAX; LANES], [i32::MIN; LANES]];
+    for row in rows {
+        for ((least, largest), key) in least.iter_mut().zip(&mut largest).zip(row) {
+            *least = if *key < *least { *key } else { *least };
+            *largest = if *key > *largest { *key } else { *largest };
+        }
+    }
+    [least, largest]
+}
+
+/// By lane, the least key that is at least `low`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn least_reaching(rows: &[Keys], low: &Keys) -> Keys {
+    let mut least = [i32::MAX; LANES];
+    for row in rows {
+        for ((least, low), key) in least.iter_mut().zip(low).zip(row) {
+            let key = if *key >= *low { *key } else { i32::MAX };
+            *least = if key < *least { key } else { *least };
+        }
+    }
+    least
 }
 
 /// By lane, how many keys are at least `middle`.
@@ -174,64 +212,63 @@ unsafe fn count_avx512(rows: &[Keys], middle: &Keys) -> Keys {
     out
 }
 
-/// The m-th largest key.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-fn mth_of_one(keys: &[i32], m: usize) -> i32 {
-    let (mut low, mut high) = (i32::MAX, i32::MIN);
-    for &key in keys {
-        low = low.min(key);
-        high = high.max(key);
+/// By lane, the margins that reach a floor, from those groups (the maxima of each, and its first sample) whose maximum does.
+fn keep_reaching(own: &[f32], columns: &[Vec<f32>; LANES], groups: (&[Keys], &[usize]), floor: &Keys, kept: &mut [Vec<f32>; LANES]) {
+    // So that nothing below need ask again.
+    let room = own.len() + GROUP;
+    for (column, kept) in columns.iter().zip(kept.iter_mut()) {
+        assert_eq!(own.len(), column.len());
+        kept.clear();
+        kept.reserve(room);
     }
-    high = high.saturating_add(1);
-    loop {
-        let middle = (low & high) + ((low ^ high) >> 1);
-        if middle == low {
-            return low;
-        }
-        let count: i32 = keys.iter().map(|&key| i32::from(key >= middle)).sum();
-        if count >= m as i32 {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-}
-
-/// The margins that reach a floor, in the order of samples.
-fn keep_reaching(own: &[f32], rival: &[f32], floor: f32, kept: &mut Vec<f32>) {
-    assert_eq!(own.len(), rival.len());
-    kept.clear();
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the feature was just detected, and the lengths are equal.
-        return unsafe { keep_avx512(own, rival, floor, kept) };
+        // SAFETY: the feature was just detected; the columns are as long as `own`, and there is room for all of them and a register.
+        return unsafe { keep_avx512(own, columns, groups, floor, kept) };
     }
-    keep_portable(own, rival, floor, kept);
+    keep_portable(own, columns, groups, floor, kept);
 }
 
-fn keep_portable(own: &[f32], rival: &[f32], floor: f32, kept: &mut Vec<f32>) {
-    kept.extend(own.iter().zip(rival).map(|(a, b)| b - a).filter(|margin| *margin >= floor));
+fn keep_portable(own: &[f32], columns: &[Vec<f32>; LANES], groups: (&[Keys], &[usize]), floor: &Keys, kept: &mut [Vec<f32>; LANES]) {
+    for_reaching(own.len(), groups, floor, |lane, start, end| {
+        let margins = own[start..end].iter().zip(&columns[lane][start..end]).map(|(a, b)| b - a);
+        kept[lane].extend(margins.filter(|margin| to_key(*margin) >= floor[lane]));
+    });
 }
 
-/// Without a branch: all sixteen go where the next kept ones belong, and only those that count are counted.
+/// Without a branch: a group's margins all go where the next kept ones belong, and only those that count are counted.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn keep_avx512(own: &[f32], rival: &[f32], floor: f32, kept: &mut Vec<f32>) {
+unsafe fn keep_avx512(own: &[f32], columns: &[Vec<f32>; LANES], groups: (&[Keys], &[usize]), floor: &Keys, kept: &mut [Vec<f32>; LANES]) {
     use std::arch::x86_64::*;
-    kept.reserve(own.len() + LANES);
-    let (bar, whole, mut count) = (_mm512_set1_ps(floor), own.len() / LANES * LANES, 0);
-    for i in (0..whole).step_by(LANES) {
-        // SAFETY: i + 16 entries are there to read, and count <= i, so that many more to write.
+    let floors = floor.map(from_key);
+    for_reaching(own.len(), groups, floor, |lane, start, end| {
+        let (kept, there) = (&mut kept[lane], (1u16 << (end - start - 1) << 1).wrapping_sub(1));
+        // SAFETY: only the samples from start to end are read; they are at most sixteen, and there is room for that many more.
         unsafe {
-            let margin = _mm512_sub_ps(_mm512_loadu_ps(rival.as_ptr().add(i)), _mm512_loadu_ps(own.as_ptr().add(i)));
-            let reached = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(margin, bar);
-            _mm512_storeu_ps(kept.as_mut_ptr().add(count), _mm512_maskz_compress_ps(reached, margin));
-            count += reached.count_ones() as usize;
+            let rival = _mm512_maskz_loadu_ps(there, columns[lane].as_ptr().add(start));
+            let margin = _mm512_sub_ps(rival, _mm512_maskz_loadu_ps(there, own.as_ptr().add(start)));
+            let reached = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(there, margin, _mm512_set1_ps(floors[lane]));
+            _mm512_storeu_ps(kept.as_mut_ptr().add(kept.len()), _mm512_maskz_compress_ps(reached, margin));
+            kept.set_len(kept.len() + reached.count_ones() as usize);
+        }
+    });
+}
+
+/// Calls `keep` with each lane and group, by its first sample and its end, where the group's maximum reaches the lane's floor.
+#[inline(always)]
+fn for_reaching(samples: usize, (peaks, starts): (&[Keys], &[usize]), floor: &Keys, mut keep: impl FnMut(usize, usize, usize)) {
+    let ends = starts.iter().skip(1).copied().chain([samples]);
+    for ((peak, &start), end) in peaks.iter().zip(starts).zip(ends) {
+        let mut reaching = 0u32;
+        for lane in 0..LANES {
+            reaching |= u32::from(peak[lane] >= floor[lane]) << lane;
+        }
+        while reaching != 0 {
+            keep(reaching.trailing_zeros() as usize, start, end);
+            reaching &= reaching - 1;
         }
     }
-    // SAFETY: the first `count` were written.
-    unsafe { kept.set_len(count) };
-    keep_portable(&own[whole..], &rival[whole..], floor, kept);
 }
 
 #[cfg(test)]
@@ -257,7 +294,9 @@ mod tests {
             let own: Vec<[f32; TILE]> = rows.iter().map(|r| r.0).collect();
             let values: Vec<Lane> = rows.iter().map(|r| r.1).collect();
             let own = Own::new(own.chunks(128).map(<[_]>::to_vec).collect());
-            let got = mth_largest(&own, &Panel::new(values.chunks(128).collect()), m, &mut Scratch::default());
+            let mut panel = Panel::default();
+            panel.load(values.chunks(128).collect());
+            let got = mth_largest(&own, &panel, m, &mut Scratch::default());
             for t in 0..TILE {
                 for lane in 0..LANES {
                     let mut margins: Vec<f32> = rows.iter().map(|(own, value)| value[lane] - own[t]).collect();
@@ -273,12 +312,21 @@ mod tests {
         }
 
         #[test]
-        fn every_variant_keeps_the_same(rows in prop::collection::vec((-3.0f32..3.0, -3.0f32..3.0), 1..100), floor in -3.0f32..3.0) {
-            let (own, rival): (Vec<f32>, Vec<f32>) = rows.into_iter().unzip();
-            let (mut dispatched, mut portable) = (Vec::new(), Vec::new());
-            keep_reaching(&own, &rival, floor, &mut dispatched);
-            keep_portable(&own, &rival, floor, &mut portable);
-            prop_assert_eq!(dispatched, portable);
+        fn every_variant_keeps_the_same(rows in rows(), group in 1..=GROUP, floor in prop::array::uniform16(-3.0f32..3.0)) {
+            let (own, values): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+            let (mut panel, own, mut scratch) = (Panel::default(), Own::new(vec![own]), Scratch::default());
+            panel.load(vec![&values]);
+            first_look(&own, &panel, group, &mut scratch);
+            let (groups, floor) = ((&scratch.peaks[3][..], &scratch.starts[..]), floor.map(to_key));
+            let (mut dispatched, mut portable) = <([Vec<f32>; LANES], [Vec<f32>; LANES])>::default();
+            keep_reaching(&own.columns[3], &panel.columns, groups, &floor, &mut dispatched);
+            keep_portable(&own.columns[3], &panel.columns, groups, &floor, &mut portable);
+            for lane in 0..LANES {
+                let margins = own.columns[3].iter().zip(&panel.columns[lane]).map(|(a, b)| b - a);
+                let wanted: Vec<f32> = margins.filter(|margin| *margin >= from_key(floor[lane])).collect();
+                prop_assert_eq!(&portable[lane], &wanted);
+                prop_assert_eq!(&dispatched[lane], &wanted);
+            }
         }
 
         #[test]

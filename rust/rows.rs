@@ -3,7 +3,10 @@
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
-use crate::linalg::{add_scaled_difference_f32, add_scaled_difference_f64, difference_dot_f32_f64, difference_dot_f64_f64};
+use crate::linalg::{
+    add_four_differences_f32, add_four_differences_f64, add_scaled_difference_f32, add_scaled_difference_f64, difference_dot_f32_f64,
+    difference_dot_f64_f64,
+};
 
 /// The rows of W.
 #[derive(Clone, Copy)]
@@ -21,12 +24,15 @@ pub enum Pair<'a> {
 }
 
 impl<'a> Rows<'a> {
+    fn part<'w, T>(&self, rows: &'w [T], class: usize) -> &'w [T] {
+        &rows[class * self.dim..(class + 1) * self.dim]
+    }
+
     /// Rows j and k.
     pub fn pair(&self, j: usize, k: usize) -> Pair<'a> {
-        let part = |class: usize| class * self.dim..(class + 1) * self.dim;
         match self.narrow {
-            Some(w) => Pair::F32(&w[part(j)], &w[part(k)]),
-            None => Pair::F64(&self.wide[part(j)], &self.wide[part(k)]),
+            Some(w) => Pair::F32(self.part(w, j), self.part(w, k)),
+            None => Pair::F64(self.part(self.wide, j), self.part(self.wide, k)),
         }
     }
 
@@ -37,9 +43,8 @@ impl<'a> Rows<'a> {
 
     /// (w_j - w_k)^T v as if computed in twice the precision and then rounded (Ogita, Rump & Oishi 2005, algorithm 5.3).
     pub fn difference_dot_twice(&self, j: usize, k: usize, v: &[f64]) -> f64 {
-        let row = |class: usize| &self.wide[class * self.dim..(class + 1) * self.dim];
         let (mut sum, mut lost) = (0.0, 0.0);
-        for ((a, b), v) in row(j).iter().zip(row(k)).zip(v) {
+        for ((a, b), v) in self.part(self.wide, j).iter().zip(self.part(self.wide, k)).zip(v) {
             let (difference, left) = two_sum(*a, -b);
             let product = difference * v;
             let (total, rest) = two_sum(sum, product);
@@ -57,8 +62,29 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// v := v + the sum of c_j (w_k - w_j)
+    pub fn add_differences(&self, v: &mut [f64], k: usize, others: &[usize], c: &[f64]) {
+        let fours = others.chunks_exact(4).zip(c.chunks_exact(4));
+        for (four, c) in fours {
+            let c = std::array::from_fn(|t| c[t]);
+            match self.narrow {
+                Some(w) => add_four_differences_f32(v, c, self.part(w, k), std::array::from_fn(|t| self.part(w, four[t]))),
+                None => add_four_differences_f64(
+                    v,
+                    c,
+                    self.part(self.wide, k),
+                    std::array::from_fn(|t| self.part(self.wide, four[t])),
+                ),
+            }
+        }
+        let done = others.len() / 4 * 4;
+        for (&j, &c) in others[done..].iter().zip(&c[done..]) {
+            self.add_difference(v, c, k, j);
+        }
+    }
+
     pub fn same(&self, j: usize, k: usize) -> bool {
-        self.wide[j * self.dim..(j + 1) * self.dim] == self.wide[k * self.dim..(k + 1) * self.dim]
+        self.part(self.wide, j) == self.part(self.wide, k)
     }
 
     /// w_j - w_k

@@ -1,12 +1,11 @@
-//! One class's QP, its margins made exact as they are needed, and working sets of its constraints. May use: gram, linalg, margins.
+//! One class's QP, its margins made exact as they are needed, and working sets of its constraints. May use: gram, linalg, margins, prices.
 
 use std::cell::OnceCell;
-
-use multiversion::multiversion;
 
 use crate::gram::Gram;
 use crate::linalg::dot;
 use crate::margins::Margins;
+use crate::prices::Prices;
 
 /// Violated constraints that join per round.
 const JOIN: usize = 20;
@@ -47,25 +46,8 @@ pub struct Attempt {
     pub active: Vec<usize>,
     pub multipliers: Vec<f64>,
     pub iterations: usize,
-}
-
-/// At most how far a shift is from the half-space of each rival.
-#[derive(Default)]
-pub struct Prices {
-    values: Vec<f64>,
-    /// The part that is rounding, per |w_k| + |w_j|.
-    error: f64,
-}
-
-impl Prices {
-    /// What the [`JOIN`] worst of some rivals reach.
-    fn floor(&self, rivals: &[usize]) -> f64 {
-        if rivals.len() <= JOIN {
-            return f64::NEG_INFINITY;
-        }
-        let mut values: Vec<f64> = rivals.iter().map(|&j| self.values[j]).collect();
-        *values.select_nth_unstable_by(JOIN - 1, |a, b| b.total_cmp(a)).1
-    }
+    /// W s for the shift that the multipliers make, if the engine has just priced it.
+    pub pushed: Option<Vec<f64>>,
 }
 
 /// Some constraints, each divided by |a_j|, so that a violation is a distance and the diagonal of G is one.
@@ -157,7 +139,9 @@ impl<'a> Class<'a> {
             let (margin, sample) = self.margins.exact(self.t, self.group, j);
             self.r[j] = margin;
             self.samples[j] = u32::try_from(sample).expect("samples are counted in 32 bits");
-            self.lengths[j] = self.gram.inners(self.k, j, &[j], 0)[0].max(0.0).sqrt();
+            if self.gram.needs_rows(self.k) {
+                self.lengths[j] = self.gram.inners(self.k, j, &[j], 0)[0].max(0.0).sqrt();
+            }
         }
     }
 
@@ -178,22 +162,10 @@ impl<'a> Class<'a> {
 
     /// At most how far s is from the half-space of each rival: -inf at k and its duplicates.
     pub fn price(&self, active: &[usize], multipliers: &[f64], prices: &mut Prices) {
-        prices.error = self.gram.push(self.k, active, multipliers, &mut prices.values);
-        let own = prices.values[self.k];
+        prices.error = self.gram.push(self.k, active, multipliers, &mut prices.pushed);
         let rows = self.gram.lengths_of_rows();
-        divide(
-            &mut prices.values,
-            &self.r,
-            &self.lengths,
-            rows,
-            own - prices.error * rows[self.k],
-            prices.error,
-        );
-    }
-
-    /// About how far the deepest single constraint is: a scale to measure violations by, while there are no multipliers to tell.
-    pub fn depth(&self) -> f64 {
-        deepest(&self.r, &self.lengths)
+        let own = prices.pushed[self.k] - prices.error * rows[self.k];
+        prices.fill(&self.r, &self.lengths, rows, own);
     }
 
     /// A lower bound on the norm, by multipliers.
@@ -204,52 +176,29 @@ impl<'a> Class<'a> {
 
     /// Up to [`JOIN`] constraints outside the working set that s violates. Prices are upper bounds: the worst are looked at exactly, then
     /// the next, until some are really violated. The shift itself is asked for only where rounding of the prices leaves that open.
-    pub fn joining(&mut self, prices: &Prices, tolerance: f64, members: &[usize], shift: impl Fn() -> Vec<f64>) -> Vec<usize> {
-        let mut doubtful = Vec::with_capacity(self.r.len());
-        doubtful.extend((0..self.r.len()).filter(|&j| prices.values[j] > tolerance && !members.contains(&j)));
+    pub fn joining(&mut self, prices: &mut Prices, tolerance: f64, members: &[usize], shift: impl Fn() -> Vec<f64>) -> Vec<usize> {
+        prices.set_aside(members.iter().copied());
         let s = OnceCell::new();
-        while !doubtful.is_empty() {
-            let floor = prices.floor(&doubtful);
-            let mut violated: Vec<usize> = doubtful.extract_if(.., |j| prices.values[*j] >= floor).take(JOIN).collect();
-            violated.retain(|&j| {
-                let missed = prices.values[j] * self.lengths[j] - self.r[j];
+        loop {
+            let worst = prices.take_worst(JOIN, tolerance);
+            if worst.is_empty() {
+                return Vec::new();
+            }
+            let mut violated = Vec::with_capacity(JOIN);
+            for (j, price) in worst {
+                let missed = price * self.lengths[j] - self.r[j];
                 self.sharpen(j);
                 let (length, most) = (self.lengths[j], missed + self.r[j]);
-                if length == 0.0 {
-                    return false;
-                }
                 let rounding = 2.0 * prices.error * self.gram.both_lengths(self.k, j);
-                most > tolerance * length
-                    && (most - rounding > tolerance * length
-                        || self.r[j] - self.gram.reach(self.k, j, s.get_or_init(&shift)) > tolerance * length)
-            });
+                let really = || self.r[j] - self.gram.reach(self.k, j, s.get_or_init(&shift)) > tolerance * length;
+                if length > 0.0 && most > tolerance * length && (most - rounding > tolerance * length || really()) {
+                    violated.push(j);
+                }
+            }
             if !violated.is_empty() {
                 return violated;
             }
         }
-        Vec::new()
-    }
-}
-
-/// The largest r_j / |a_j| where |a_j| > 0; at least 0.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-fn deepest(r: &[f64], lengths: &[f64]) -> f64 {
-    let mut deepest = [0.0_f64; 8];
-    for (r, lengths) in r.chunks(8).zip(lengths.chunks(8)) {
-        for ((d, r), length) in deepest.iter_mut().zip(r).zip(lengths) {
-            let depth = if *length > 0.0 { r / length } else { 0.0 };
-            *d = if depth > *d { depth } else { *d };
-        }
-    }
-    deepest.into_iter().fold(0.0, f64::max)
-}
-
-/// v_j := (r_j - own + v_j + error |w_j|) / |a_j|, or -inf where |a_j| = 0.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-fn divide(values: &mut [f64], r: &[f64], lengths: &[f64], rows: &[f64], own: f64, error: f64) {
-    for (((v, r), length), row) in values.iter_mut().zip(r).zip(lengths).zip(rows) {
-        let missed = (r - own + *v + error * row) / length;
-        *v = if *length > 0.0 { missed } else { f64::NEG_INFINITY };
     }
 }
 
