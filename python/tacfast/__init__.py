@@ -9,11 +9,13 @@ from tacfast._rust import __version__
 from tacfast.errors import CheckpointError, ModelError, ProblemError, SolveError, TacfastError
 from tacfast.pairs import PairSolutions, solve_pairs
 from tacfast.repair import RepairResult, repair
-from tacfast.scan import ScanReport, Suspect, scan, scan_head
+from tacfast.scan import ScanReport, scan, scan_head
 from tacfast.solver import TacSolutions, solve
+from tacfast.verdict import Evidence, Suspect
 
 __all__ = [
     "CheckpointError",
+    "Evidence",
     "ModelError",
     "PairSolutions",
     "ProblemError",

@@ -364,13 +364,26 @@ def _show_solutions(solutions: TacSolutions) -> None:
 
 def _show_scan(report: ScanReport) -> None:
     out.print(f"[{_VERDICT_STYLE[report.verdict]}]{report.verdict}[/]: {report.reason}", highlight=False, soft_wrap=True)
-    table = _table("class", "norm", "p-value", "")
+    table = _table("class", "norm", "alignment", "p-value", "")
     suspects = {s.target: s for s in report.suspects}
     for k in np.argsort(report.norms, kind="stable")[:_ROWS]:
         suspect, status = suspects.get(int(k)), str(report.status[k])
         note = "[red]suspect[/]" if suspect else "" if status == "solved" else status
-        table.add_row(str(k), f"{report.norms[k]:.4g}", f"{suspect.p_value:.2g}" if suspect else "", note)
+        alignment = "" if np.isnan(report.alignment[k]) else f"{report.alignment[k]:.3f}"
+        table.add_row(str(k), f"{report.norms[k]:.4g}", alignment, f"{suspect.p_value:.2g}" if suspect else "", note)
     out.print(table)
+    for e in report.evidence:
+        where = "" if e.target is None else f", class {e.target}"
+        out.print(
+            f"evidence by {e.kind}{where}: {e.statistic:.1f} standard deviations (p = {e.p_value:.2g} by itself)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if report.moved is not None and report.evidence:
+        halves = "" if report.stability is None else f"; {report.stability:.0%} of halves of the samples name it too"
+        out.print(
+            f"the shift into class {report.evidence[0].target} moves {report.moved:.0%} of the samples there{halves}", highlight=False
+        )
     accuracy = "" if report.clean_accuracy is None else f"accuracy on them {report.clean_accuracy:.1%}; "
     index = "" if report.mad_index is None else f"MAD index {report.mad_index:.1f} (shown, never used); "
     times = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in report.timing_s.items())

@@ -1,7 +1,8 @@
-"""One progress bar for everything that takes long. May import: rich."""
+"""One progress bar, and one stopwatch, for everything that takes long. May import: rich."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
@@ -34,3 +35,11 @@ def counter(what: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def timed(timing: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the seconds of a block to a phase."""
+    started = time.perf_counter()
+    yield
+    timing[phase] = timing.get(phase, 0.0) + time.perf_counter() - started

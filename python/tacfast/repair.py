@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from tacfast._rust import __version__
 from tacfast.errors import ModelError, ProblemError, SolveError
+from tacfast.progress import timed
 from tacfast.scan import QUANTILE, ScanReport, scan_captured
 from tacfast.solver import solve
 
@@ -114,8 +113,8 @@ def repair(
     Args:
         model: never changed.
         loader: clean batches as for `scan`, best with labels; without, the model's predictions stand in. Read once into memory.
-        report: a scan of this model; by default it is scanned first. Its suspects are the targets.
-        targets: classes to repair instead of the report's suspects.
+        report: a scan of this model; by default it is scanned first. Its `targets` are those here.
+        targets: classes to repair instead of the report's targets.
         method: "finetune" trains all weights on clean cross-entropy plus `beta` times cross-entropy on shifted latents; "head" does so for
             the last layer alone, over cached latents, in seconds; "prune" freezes the latent channels with the largest |s_p| at their
             mean, as many as the accuracy budget allows.
@@ -141,16 +140,16 @@ def repair(
     timing: dict[str, float] = {}
     images, given = _collect(loader)
     batches = list(images.split(_FORWARD_BATCH))
-    with _timed(timing, "latents"):
+    with timed(timing, "latents"):
         captured = capture(model, batches, device=device, progress=progress)
     if given is not None and not 0 <= int(given.min()) <= int(given.max()) < len(captured.weight):
         raise ModelError(f"labels must be classes of the model, 0 to {len(captured.weight) - 1}")
     if report is None:
         report = scan_captured(captured, {})
     labels = torch.from_numpy(captured.predictions) if given is None else given
-    chosen = _check_targets([s.target for s in report.suspects] if targets is None else targets, len(captured.weight))
+    chosen = _check_targets(report.targets if targets is None else targets, len(captured.weight))
 
-    with _timed(timing, "solve"):
+    with timed(timing, "solve"):
         shifts = _shifts(captured, chosen)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
     held, train = order.tensor_split([max(1, round(_HELD_OUT * len(images)))])
@@ -161,10 +160,10 @@ def repair(
 
         repaired = copy.deepcopy(model)
         job = Job(captured, images, labels, train, torch.from_numpy(shifts).float(), device, seed, progress)
-        with _timed(timing, method), trainable(repaired):
+        with timed(timing, method), trainable(repaired):
             _apply(method, repaired, job, beta=beta, lr=lr, epochs=epochs, budget=budget)
         repaired = repaired.cpu().eval()
-        with _timed(timing, "check"):
+        with timed(timing, "check"):
             after = _state(capture(repaired, batches, device=device), held, labels, shifts)
     settings = {"beta": beta, "lr": lr, "epochs": epochs, "budget": budget, "seed": seed}
     return RepairResult(
@@ -181,13 +180,6 @@ def _apply(method: Method, model: nn.Module, job: Job, *, beta: float, lr: float
         methods.train_head(model, job, beta=beta)
     else:
         methods.prune(model, job, budget=budget)
-
-
-@contextmanager
-def _timed(timing: dict[str, float], phase: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    timing[phase] = time.perf_counter() - started
 
 
 def _check(method: str, beta: float, lr: float, epochs: int, budget: float, seed: int) -> None:

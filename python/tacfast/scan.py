@@ -1,23 +1,30 @@
-"""Is some class the target of a backdoor? May import: solver, outliers, progress, errors; heads (and torch) only when a model is given."""
+"""Is there a backdoor in a classifier? May import: solver, pairs, verdict, outliers, geometry, asymmetry, stability, progress,
+errors; heads (and
+torch) only when a model is given."""
 
 from __future__ import annotations
 
 import json
 import operator
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tacfast._rust import __version__
+from tacfast.asymmetry import FEWEST_PER_SOURCE, MOST_CLASSES, ShiftFinding, most_abnormal_shift
 from tacfast.errors import CheckpointError, ProblemError
-from tacfast.outliers import FEWEST_CLASSES, FEWEST_SAMPLES, mad_index, step_down
-from tacfast.progress import counter
+from tacfast.geometry import class_alignment
+from tacfast.outliers import mad_index
+from tacfast.pairs import solve_pairs
+from tacfast.progress import counter, timed
 from tacfast.solver import TacSolutions, check_arrays, solve
+from tacfast.stability import moved_share, stability
+from tacfast.verdict import Evidence, Judgement, Kind, Suspect, Verdict, judge, with_stability
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,20 +35,8 @@ SCHEMA = "tacfast.scan/1"
 
 #: The order statistic of a scan: one unusual image in a hundred does not rule a norm.
 QUANTILE = 0.99
-
-Verdict = Literal["clean", "backdoored", "inconclusive"]
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A class whose norm is abnormally small."""
-
-    target: int
-    p_value: float
-    norm: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"class": self.target, "p_value": self.p_value, "norm": self.norm}
+#: Logits that are held at a time.
+_LOGITS = 10_000_000
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -51,17 +46,28 @@ class ScanReport:
     verdict: Verdict
     #: One sentence that says why.
     reason: str
-    #: Of the smallest norm, given that the smallest of all was picked; None where nothing could be tested.
+    #: The probability that a model without a backdoor shows as strong a sign of one, of whatever kind; None where nothing could be tested.
     p_value: float | None
+    #: Classes that are abnormally easy to reach, the most abnormal first; none for "all-to-all".
     suspects: tuple[Suspect, ...]
-    #: "all-to-one" when there are suspects.
-    kind: str | None
+    #: What the backdoor looks like: "all-to-one", "multi-target" or "all-to-all"; None where there is none.
+    kind: Kind | None
+    #: (source, target) classes of an all-to-all backdoor.
+    pairs: tuple[tuple[int, int], ...]
+    #: What each kind of evidence says by itself.
+    evidence: tuple[Evidence, ...]
     #: float64 (C,): norm of the smallest shift into each class; +inf where unreachable.
     norms: NDArray[np.float64]
     #: str (C,): see `TacSolutions.status`.
     status: NDArray[np.str_]
+    #: float64 (C,): cosine between a class's weights and the mean latent of its samples, both centred; NaN with too few samples.
+    alignment: NDArray[np.float64]
     #: The field's usual index of the smallest norm. Shown, never used.
     mad_index: float | None
+    #: Of the most abnormal class: the share of disjoint halves of the samples that would have named it too, and the share of samples that
+    #: its shift really moves there. None where that was not looked at.
+    stability: float | None
+    moved: float | None
     samples: int
     #: Accuracy on the given samples; None without labels.
     clean_accuracy: float | None
@@ -79,14 +85,20 @@ class ScanReport:
 
     def __repr__(self) -> str:
         p = "" if self.p_value is None else f", p={self.p_value:.2g}"
-        targets = [s.target for s in self.suspects]
-        return f"ScanReport({self.verdict}{p}, suspects={targets}, {len(self.norms)} classes, {self.samples} samples)"
+        kind = "" if self.kind is None else f", {self.kind}"
+        suspects = [s.target for s in self.suspects]
+        return f"ScanReport({self.verdict}{kind}{p}, suspects={suspects}, {len(self.norms)} classes, {self.samples} samples)"
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Classes that a backdoor sends samples to: the suspects, or the targets of its pairs."""
+        return tuple(s.target for s in self.suspects) or tuple(sorted({target for _, target in self.pairs}))
 
     def __bool__(self) -> bool:
         return self.verdict == "backdoored"
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it: schema `tacfast.scan/1`, null for infinite norms."""
+        """The report as JSON can hold it: schema `tacfast.scan/1`, null for infinite norms and unknown alignments."""
         return {
             "schema": SCHEMA,
             "tool_version": __version__,
@@ -95,10 +107,14 @@ class ScanReport:
             "p_value": self.p_value,
             "kind": self.kind,
             "suspects": [s.to_dict() for s in self.suspects],
-            "pairs": [],
-            "norms": [float(v) if np.isfinite(v) else None for v in self.norms],
+            "pairs": [list(pair) for pair in self.pairs],
+            "evidence": [e.to_dict() for e in self.evidence],
+            "norms": _nullable(self.norms),
             "status": self.status.tolist(),
+            "alignment": _nullable(self.alignment),
             "mad_index": self.mad_index,
+            "stability": self.stability,
+            "moved": self.moved,
             "samples": self.samples,
             "clean_accuracy": self.clean_accuracy,
             "alpha": self.alpha,
@@ -120,9 +136,16 @@ class ScanReport:
         try:
             suspects = tuple(Suspect(operator.index(s["class"]), float(s["p_value"]), float(s["norm"])) for s in data["suspects"])
             norms = np.array([np.inf if v is None else float(v) for v in data["norms"]])
+            pairs = tuple((operator.index(a), operator.index(b)) for a, b in data["pairs"])
+            evidence = tuple(
+                Evidence(
+                    str(e["kind"]), None if e["class"] is None else operator.index(e["class"]), float(e["statistic"]), float(e["p_value"])
+                )
+                for e in data["evidence"]
+            )
             if data["verdict"] not in ("clean", "backdoored", "inconclusive"):
                 raise ValueError(f"unknown verdict {data['verdict']!r}")
-            if any(not 0 <= s.target < len(norms) for s in suspects):
+            if any(not 0 <= k < len(norms) for k in (*(s.target for s in suspects), *(k for pair in pairs for k in pair))):
                 raise ValueError("a suspect is not among the classes")
             return cls(
                 verdict=data["verdict"],
@@ -130,9 +153,14 @@ class ScanReport:
                 p_value=data["p_value"],
                 suspects=suspects,
                 kind=data["kind"],
+                pairs=pairs,
+                evidence=evidence,
                 norms=norms,
                 status=np.array(data["status"], dtype=np.str_),
+                alignment=np.array([np.nan if v is None else float(v) for v in data["alignment"]]),
                 mad_index=data["mad_index"],
+                stability=data["stability"],
+                moved=data["moved"],
                 samples=int(data["samples"]),
                 clean_accuracy=data["clean_accuracy"],
                 alpha=float(data["alpha"]),
@@ -183,12 +211,26 @@ def scan_head(
     if not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
         raise ProblemError(f"alpha must be between 0 and 1, got {alpha!r}")
     w, b, z = check_arrays(weight, bias, latents)
-    started = time.perf_counter()
-    with counter("solving", shown=progress) as tell:
+    timing: dict[str, float] = {}
+    with timed(timing, "solve"), counter("solving", shown=progress) as tell:
         solutions = solve(w, b, z, quantile=quantile, threads=threads, progress=tell)
-    solved = time.perf_counter()
-    accuracy = None if labels is None else _accuracy(w, b, z, labels)
-    return _judge(solutions, len(z), accuracy, alpha, {"solve": solved - started}, dict(file or {}))
+    with timed(timing, "statistics"):
+        predictions = _predictions(w, b, z)
+        accuracy = None if labels is None else _accuracy(predictions, labels)
+        alignment = class_alignment(w, z, predictions)
+    with timed(timing, "pairs"):
+        shift = _label_shift(w, b, z, predictions, threads)
+    with timed(timing, "statistics"):
+        found = judge(solutions, len(z), alignment, shift, alpha)
+    first = next((e for e in found.evidence if e.target is not None), None)
+    stable, moved = None, None
+    if first is not None and first.target is not None:
+        with timed(timing, "stability"):
+            stable = stability(w, b, z, predictions, target=first.target, kind=first.kind, quantile=quantile, threads=threads)
+            moved = moved_share(w, b, z, solutions.perturbations[first.target], first.target)
+        found = with_stability(found, stable)
+    more = {"alignment": alignment, "stability": stable, "moved": moved, "samples": len(z), "clean_accuracy": accuracy, "alpha": alpha}
+    return _report(found, solutions, more, timing, dict(file or {}))
 
 
 def scan(
@@ -248,37 +290,30 @@ def scan_captured(
     )
 
 
-def _judge(
-    solutions: TacSolutions, samples: int, accuracy: float | None, alpha: float, timing: dict[str, float], file: dict[str, Any]
-) -> ScanReport:
-    started = time.perf_counter()
-    tested = np.flatnonzero(solutions.status == "solved")
-    norms = solutions.norms[tested]
-    verdict, reason = _untestable(solutions, len(tested), samples)
-    suspects: tuple[Suspect, ...] = ()
-    p_value: float | None = None
-    if verdict is None:
-        steps = step_down(norms, alpha)
-        p_value = steps[0][1]
-        suspects = tuple(Suspect(int(solutions.classes[tested[at]]), p, float(norms[at])) for at, p, _ in steps if p <= alpha)
-        verdict, reason = _verdict(suspects, steps[0][2], p_value, len(tested), alpha)
-        missing = solutions.classes[~solutions.certified]
-        if len(missing) and not suspects:
-            verdict = "inconclusive"
-            reason = f"the solver could not certify {len(missing)} classes (class {missing[0]} first), and one may hide among them"
-    timing["statistics"] = time.perf_counter() - started
+def _predictions(w: NDArray[Any], b: NDArray[Any] | None, z: NDArray[Any]) -> NDArray[np.int64]:
+    """The model's classes, a few samples at a time: with many classes all logits at once would be large."""
+    parts = np.array_split(z, -(-z.shape[0] * len(w) // _LOGITS))
+    return np.concatenate([(part @ w.T + (0 if b is None else b)).argmax(axis=1) for part in parts])
+
+
+def _label_shift(
+    w: NDArray[Any], b: NDArray[Any] | None, z: NDArray[Any], predictions: NDArray[np.int64], threads: int | None
+) -> ShiftFinding | None:
+    """What the pairs of classes say; None where there are too many classes or too few samples of one."""
+    counts = np.bincount(predictions, minlength=len(w))
+    if len(w) > MOST_CLASSES or counts.min() < FEWEST_PER_SOURCE:
+        return None
+    return most_abnormal_shift(solve_pairs(w, b, z, predictions, threads=threads).norms)
+
+
+def _report(found: Judgement, solutions: TacSolutions, more: dict[str, Any], timing: dict[str, float], file: dict[str, Any]) -> ScanReport:
+    solved = solutions.norms[solutions.status == "solved"]
     return ScanReport(
-        verdict=verdict,
-        reason=reason,
-        p_value=p_value,
-        suspects=suspects,
-        kind="all-to-one" if suspects else None,
+        **vars(found),
+        **more,
         norms=solutions.norms,
         status=solutions.status,
-        mad_index=mad_index(norms) if len(norms) else None,
-        samples=samples,
-        clean_accuracy=accuracy,
-        alpha=alpha,
+        mad_index=mad_index(solved) if len(solved) else None,
         quantile=solutions.quantile,
         timing_s=timing,
         solutions=solutions,
@@ -286,33 +321,16 @@ def _judge(
     )
 
 
-def _untestable(solutions: TacSolutions, tested: int, samples: int) -> tuple[Verdict | None, str]:
-    trivial = np.flatnonzero(solutions.status == "trivial")
-    if len(trivial):
-        return "inconclusive", (
-            f"the model sends every sample to class {solutions.classes[trivial[0]]}: "
-            "check the preprocessing, or add clean samples of other classes"
-        )
-    if samples < FEWEST_SAMPLES:
-        return "inconclusive", f"only {samples} clean samples: add more, at least {FEWEST_SAMPLES} and better some hundred"
-    if tested < FEWEST_CLASSES:
-        return "inconclusive", f"only {tested} classes have a finite norm, at least {FEWEST_CLASSES} are needed to tell an abnormal one"
-    return None, ""
+def _nullable(values: NDArray[np.float64]) -> list[float | None]:
+    """For JSON, which has no infinities."""
+    return [float(v) if np.isfinite(v) else None for v in values]
 
 
-def _verdict(suspects: Sequence[Suspect], statistic: float, p: float, tested: int, alpha: float) -> tuple[Verdict, str]:
-    how = f"{statistic:.1f} standard deviations below the mean of the other log norms (p = {p:.2g} over {tested} classes)"
-    if suspects:
-        return "backdoored", f"the shift into class {suspects[0].target} is abnormally small: {how}"
-    return "clean", f"no evidence of a backdoor at level {alpha:g}: the smallest shift is {how}"
-
-
-def _accuracy(w: NDArray[np.float64], b: NDArray[np.float64] | None, z: NDArray[Any], labels: ArrayLike) -> float:
+def _accuracy(predictions: NDArray[np.int64], labels: ArrayLike) -> float:
     try:
         y = np.asarray(labels)
     except ValueError:
-        raise ProblemError(f"labels must be integers of shape ({len(z)},)") from None
-    if y.shape != (len(z),) or y.dtype.kind not in "iu":
-        raise ProblemError(f"labels must be integers of shape ({len(z)},), got {y.dtype} of shape {y.shape}")
-    logits = z @ w.T + (0 if b is None else b)
-    return float(np.mean(logits.argmax(1) == y))
+        raise ProblemError(f"labels must be integers of shape ({len(predictions)},)") from None
+    if y.shape != predictions.shape or y.dtype.kind not in "iu":
+        raise ProblemError(f"labels must be integers of shape ({len(predictions)},), got {y.dtype} of shape {y.shape}")
+    return float(np.mean(predictions == y))

@@ -1,0 +1,65 @@
+"""Would other clean samples have said the same? May import: solver, geometry, outliers, numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tacfast.geometry import class_alignment
+from tacfast.outliers import FEWEST_SAMPLES, NORM, deviations
+from tacfast.solver import solve
+
+#: Splits into two disjoint halves. Halves, not bootstrap samples: these are inconsistent for a maximum (Bickel, Götze & van Zwet 1997).
+_SPLITS = 4
+#: With more classes the many solves would take longer than all the rest.
+MOST_CLASSES = 2000
+
+
+def stability(
+    weight: NDArray[np.floating],
+    bias: NDArray[np.floating] | None,
+    latents: NDArray[np.floating],
+    predictions: NDArray[np.int64],
+    *,
+    target: int,
+    kind: str,
+    quantile: float,
+    threads: int | None,
+) -> float | None:
+    """The share of disjoint halves of the samples in which the same class is the most abnormal by the same kind of evidence.
+
+    None with too many classes, or with too few samples to halve.
+    """
+    if len(weight) > MOST_CLASSES or len(latents) < 2 * FEWEST_SAMPLES:
+        return None
+    rng, same = np.random.default_rng(0), []
+    for _ in range(_SPLITS):
+        order = rng.permutation(len(latents))
+        for half in np.array_split(order, 2):
+            part = np.sort(half)
+            solutions = solve(weight, bias, latents[part], quantile=quantile, threads=threads)
+            found = np.full(len(weight), -np.inf)
+            solved = solutions.status == "solved"
+            if solved.sum() > 2:
+                found[solved] = deviations(np.log(solutions.norms[solved])[None])[0]
+            if kind != NORM:
+                alignment = class_alignment(weight, latents[part], predictions[part])
+                known = np.isfinite(alignment)
+                found[~known] = -np.inf
+                if known.sum() > 2:
+                    found[known] = np.minimum(found[known], deviations(alignment[None, known])[0])
+            same.append(int(found.argmax()) == target)
+    return float(np.mean(same))
+
+
+def moved_share(
+    weight: NDArray[np.floating], bias: NDArray[np.floating] | None, latents: NDArray[np.floating], shift: NDArray[np.float64], target: int
+) -> float:
+    """The share of samples that the shift really sends to the target: less than the quantile, for each rival holds back others."""
+    rows = max(1, 10_000_000 // len(weight))
+    moved = 0
+    for at in range(0, len(latents), rows):
+        logits = (latents[at : at + rows] + shift) @ weight.T + (0 if bias is None else bias)
+        # At the optimum some samples lie on the border between two classes.
+        moved += int((logits[:, target] >= logits.max(axis=1) - 1e-9 * np.abs(logits).max()).sum())
+    return moved / len(latents)

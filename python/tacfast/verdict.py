@@ -1,0 +1,152 @@
+"""From solved problems to a verdict. May import: solver's results, outliers, asymmetry, numpy.
+
+The significance level is shared between two questions: is a class abnormally easy to reach, and is there a shift of labels whose pairs are?
+Most backdoors are of the first kind, so it gets most of the level (a weighted Bonferroni correction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tacfast.asymmetry import ShiftFinding
+from tacfast.outliers import BOTH, FEWEST_CLASSES, FEWEST_SAMPLES, NORM, Finding, step_down
+from tacfast.solver import TacSolutions
+
+Verdict = Literal["clean", "backdoored", "inconclusive"]
+Kind = Literal["all-to-one", "multi-target", "all-to-all"]
+
+SHIFT = "label shift"
+#: What the first question gets of the level where both are asked.
+_CLASS_SHARE = 0.8
+#: The share of halves of the samples that must name the first suspect too.
+_STABLE = 0.5
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A class that is abnormally easy to reach."""
+
+    target: int
+    p_value: float
+    norm: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"class": self.target, "p_value": self.p_value, "norm": self.norm}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one kind of evidence says of the whole model, by itself."""
+
+    #: "norm", "norm and alignment" or "label shift".
+    kind: str
+    #: The class that it points to most; None for label shifts.
+    target: int | None
+    #: Standard deviations.
+    statistic: float
+    #: Before the correction for there being several kinds.
+    p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "class": self.target, "statistic": self.statistic, "p_value": self.p_value}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """See the fields of `ScanReport`."""
+
+    verdict: Verdict
+    reason: str
+    p_value: float | None = None
+    suspects: tuple[Suspect, ...] = ()
+    kind: Kind | None = None
+    pairs: tuple[tuple[int, int], ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+
+
+def judge(
+    solutions: TacSolutions, samples: int, alignment: NDArray[np.float64] | None, shift: ShiftFinding | None, alpha: float
+) -> Judgement:
+    """The verdict at level `alpha`; `alignment` (C,) is NaN where unknown."""
+    tested = np.flatnonzero(solutions.status == "solved")
+    why = _untestable(solutions, len(tested), samples)
+    if why is not None:
+        return Judgement("inconclusive", why)
+    norms, classes = solutions.norms[tested], solutions.classes[tested]
+    part = 1.0 if shift is None else _CLASS_SHARE
+    steps = step_down(norms, None if alignment is None else alignment[tested], alpha * part)
+    by_class, by_shift = steps[0].p_value / part, 1.0 if shift is None else shift.p_value / (1 - part)
+    p = min(by_class, by_shift, 1.0)
+    evidence = tuple(Evidence(kind, int(classes[k.position]), k.statistic, k.p_value) for kind, k in steps[0].looks.items())
+    if shift is not None:
+        evidence += (Evidence(SHIFT, None, shift.statistic, shift.p_value),)
+    if steps[0].abnormal:
+        found = [step for step in steps if step.abnormal]
+        suspects = tuple(Suspect(int(classes[s.position]), s.p_value / part, float(norms[s.position])) for s in found)
+        kind: Kind = "all-to-one" if len(suspects) == 1 else "multi-target"
+        return Judgement("backdoored", _abnormal(suspects, steps[0], p, len(tested)), p, suspects, kind, (), evidence)
+    if shift is not None and by_shift <= alpha:
+        y = np.arange(len(solutions.norms))
+        pairs = tuple(zip(y.tolist(), ((y + shift.shift) % len(y)).tolist(), strict=True))
+        reason = (
+            f"samples move from class y to y + {shift.shift} (modulo {len(y)}) more easily than back, over all classes: "
+            f"{shift.statistic:.1f} standard deviations (p = {p:.2g})"
+        )
+        return Judgement("backdoored", reason, p, (), "all-to-all", pairs, evidence)
+    missing = solutions.classes[~solutions.certified]
+    if len(missing):
+        reason = f"the solver could not certify {len(missing)} classes (class {missing[0]} first), and one may hide among them"
+        return Judgement("inconclusive", reason, p, evidence=evidence)
+    return Judgement("clean", _normal(evidence, p, len(tested), alpha), p, evidence=evidence)
+
+
+def with_stability(found: Judgement, stability: float | None) -> Judgement:
+    """Nobody is accused by one half of the samples when the other half accuses somebody else."""
+    if not found.suspects or stability is None or stability >= _STABLE:
+        return found
+    reason = (
+        f"class {found.suspects[0].target} stands out (p = {found.p_value:.2g}), but only in {stability:.0%} of halves of the samples: "
+        "add clean samples, above all of classes that have few"
+    )
+    return replace(found, verdict="inconclusive", reason=reason, suspects=(), kind=None)
+
+
+def _untestable(solutions: TacSolutions, tested: int, samples: int) -> str | None:
+    trivial = np.flatnonzero(solutions.status == "trivial")
+    if len(trivial):
+        return (
+            f"the model sends every sample to class {solutions.classes[trivial[0]]}: "
+            "check the preprocessing, or add clean samples of other classes"
+        )
+    if samples < FEWEST_SAMPLES:
+        return f"only {samples} clean samples: add more, at least {FEWEST_SAMPLES} and better some hundred"
+    if tested < FEWEST_CLASSES:
+        return f"only {tested} classes have a finite norm, at least {FEWEST_CLASSES} are needed to tell an abnormal one"
+    return None
+
+
+def _abnormal(suspects: Sequence[Suspect], first: Finding, p: float, tested: int) -> str:
+    names = ", ".join(str(s.target) for s in suspects)
+    what = f"the shift into class {names} is" if len(suspects) == 1 else f"the shifts into classes {names} are"
+    look = first.looks[NORM]
+    how = f"{look.statistic:.1f} standard deviations below the mean of the other log norms"
+    both = first.looks.get(BOTH)
+    if both is not None and both.p_value < look.p_value:
+        how = (
+            "its norm and the alignment of its weights with its own samples both lie "
+            f"{both.statistic:.1f} standard deviations or more below the others'"
+        )
+    return f"{what} abnormally small: {how} (p = {p:.2g} over {tested} classes)"
+
+
+def _normal(evidence: Sequence[Evidence], p: float, tested: int, alpha: float) -> str:
+    smallest = next(e for e in evidence if e.kind == NORM)
+    return (
+        f"no evidence of a backdoor at level {alpha:g}: the smallest shift, into class {smallest.target}, is {smallest.statistic:.1f} "
+        f"standard deviations below the mean of the other log norms (p = {p:.2g} over {tested} classes)"
+    )

@@ -1,0 +1,119 @@
+"""One law: each p-value is what simulation under its own null says, and each kind of evidence sees what it is for."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import tacfast
+from tacfast.asymmetry import most_abnormal_shift
+from tacfast.geometry import FEWEST_PER_CLASS, class_alignment
+from tacfast.outliers import BOTH, NORM, deviations, mad_index, most_abnormal, step_down
+
+
+def has_its_size(p: np.ndarray) -> None:
+    for level in (0.05, 0.2, 0.5):
+        # Four standard errors of the share.
+        assert abs(np.mean(p <= level) - level) < 4 * np.sqrt(level * (1 - level) / len(p))
+
+
+@pytest.mark.parametrize(("classes", "known"), [(4, 0), (10, 10), (43, 40), (200, 0), (10, 3)])
+def test_the_class_test_has_its_size_on_independent_normal_classes(classes: int, known: int) -> None:
+    rng, p = np.random.default_rng(7), []
+    for _ in range(2000):
+        alignment = np.full(classes, np.nan)
+        alignment[:known] = 0.9 + 0.01 * rng.normal(size=known)
+        p.append(most_abnormal(np.exp(2 + 0.3 * rng.normal(size=classes)), alignment).p_value)
+    has_its_size(np.array(p))
+
+
+def test_the_statistic_ignores_units_and_grows_with_the_gap(rng: np.random.Generator) -> None:
+    norms = np.exp(rng.normal(size=20) * 0.1)
+    found = most_abnormal(norms).looks[NORM]
+    assert found.statistic == pytest.approx(most_abnormal(norms * 1e5).looks[NORM].statistic)
+    assert found.position == norms.argmin()
+    lower = np.where(norms == norms.min(), norms * 0.5, norms)
+    assert most_abnormal(lower).looks[NORM].statistic > found.statistic
+    assert most_abnormal(lower).p_value < 1e-3
+    assert most_abnormal(np.ones(8)).p_value == 1.0
+    assert most_abnormal(np.array([0.5, *np.ones(8)])).looks[NORM].statistic == np.inf
+
+
+def test_deviations_leave_the_class_itself_out(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(3, 9)) * 5 + 100
+    for row, found in zip(x, deviations(x), strict=True):
+        for k in range(9):
+            others = np.delete(row, k)
+            assert found[k] == pytest.approx((others.mean() - row[k]) / others.std(ddof=1))
+
+
+def test_bad_alignment_tells_a_target_from_an_easy_class(rng: np.random.Generator) -> None:
+    norms, alignment = np.exp(0.1 * rng.normal(size=10)), 0.9 + 0.02 * rng.normal(size=10)
+    norms[2], alignment[2] = np.exp(-0.3), 0.95
+    norms[5], alignment[5] = np.exp(-0.29), 0.82
+    assert most_abnormal(norms).position == 2
+    found = most_abnormal(norms, alignment)
+    assert (found.position, next(iter(found.looks))) == (5, BOTH)
+    assert found.p_value < most_abnormal(norms).p_value
+
+
+def test_two_targets_are_set_aside_one_after_the_other(rng: np.random.Generator) -> None:
+    norms = np.exp(rng.normal(size=50) * 0.05)
+    norms[[11, 30]] = 0.3, 0.45
+    steps = step_down(norms, None, 0.05)
+    assert [s.position for s in steps if s.abnormal] == [11, 30]
+    assert all(a.p_value <= b.p_value for a, b in itertools.pairwise(steps))
+    assert mad_index(norms) > 2
+
+
+def test_alignment_is_the_cosine_of_centred_weights_and_means(rng: np.random.Generator) -> None:
+    w, z, y = rng.normal(size=(4, 6)), rng.normal(size=(100, 6)), np.arange(100) % 3
+    means = np.array([z[y == k].mean(0) for k in range(3)])
+    got = class_alignment(w, z, y)
+    for k in range(3):
+        a, b = w[k] - w.mean(0), means[k] - means.mean(0)
+        assert got[k] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    assert np.isnan(got[3])
+    assert np.isnan(class_alignment(w, z[: 3 * FEWEST_PER_CLASS - 1], y[: 3 * FEWEST_PER_CLASS - 1])[2])
+
+
+def test_the_shift_test_has_its_size_on_independent_pairs() -> None:
+    rng, p = np.random.default_rng(5), []
+    for _ in range(2000):
+        effects = rng.normal(size=(2, 9))
+        found = most_abnormal_shift(np.exp(effects[0][:, None] + effects[1][None] + 0.2 * rng.normal(size=(9, 9))))
+        assert found is not None
+        p.append(found.p_value)
+    has_its_size(np.array(p))
+
+
+def test_a_shift_of_labels_is_seen_and_named(rng: np.random.Generator) -> None:
+    logs = 0.1 * rng.normal(size=(12, 12))
+    y = np.arange(12)
+    logs[y, (y + 4) % 12] -= 0.25
+    norms = np.exp(logs)
+    np.fill_diagonal(norms, np.nan)
+    found = most_abnormal_shift(norms)
+    assert found is not None
+    assert found.shift == 4
+    assert found.p_value < 1e-3
+    assert most_abnormal_shift(np.ones((12, 12))) is None
+    norms[3, 4] = np.inf
+    assert most_abnormal_shift(norms) is None
+
+
+def test_a_scan_finds_an_all_to_all_backdoor(rng: np.random.Generator) -> None:
+    """Latents of ten classes, and one more direction per class that sends it to the next."""
+    classes = 10
+    y = np.arange(1500) % classes
+    w = np.hstack([np.eye(classes), np.roll(np.eye(classes), 1, axis=0)]) + 0.03 * rng.normal(size=(classes, 2 * classes))
+    z = 0.1 * np.abs(rng.normal(size=(1500, 2 * classes)))
+    z[:, :classes] += 3 * np.eye(classes)[y]
+    z[:, classes:] -= 2 * (1 - np.eye(classes)[y])
+    report = tacfast.scan_head(w, None, z, labels=y)
+    assert (report.verdict, report.kind, report.suspects) == ("backdoored", "all-to-all", ())
+    assert set(report.pairs) == {(k, (k + 1) % classes) for k in range(classes)}
+    assert report.targets == tuple(range(classes))
+    assert tacfast.ScanReport.from_dict(report.to_dict()).to_dict() == report.to_dict()
