@@ -80,12 +80,14 @@ class Case:
 
 def row(name: str, truth: dict[str, Any], report: tacfast.ScanReport) -> str:
     suspects = ", ".join(f"{s.target} (p={s.p_value:.2g})" for s in report.suspects) or "-"
+    if report.pairs:
+        suspects = f"y+{(report.pairs[0][1] - report.pairs[0][0]) % len(report.norms)}"
     p = "-" if report.p_value is None else f"{report.p_value:.2g}"
     index = "-" if report.mad_index is None else f"{report.mad_index:.1f}"
     targets = truth["targets"] if truth["targets"] else "-"
-    return (
-        f"| {name} | {truth['attack']} | {targets} | {report.verdict} | {suspects} | {p} | {index} | {sum(report.timing_s.values()):.2f} |"
-    )
+    seconds = f"{sum(report.timing_s.values()):.2f}"
+    cells = [name, truth["attack"], str(targets), report.verdict, report.kind or "-", suspects, p, index, seconds]
+    return f"| {' | '.join(cells)} |"
 
 
 @app.command()
@@ -95,7 +97,7 @@ def scan(
     heads: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
     """Verdict beside truth for every model of the zoo, and for every head of a folder with truth.json."""
-    out.print("| model | attack | targets | verdict | suspects | p | MAD index | s |\n|---|---|---|---|---|---|---|---|")
+    out.print("| model | attack | targets | verdict | kind | named | p | MAD index | s |\n|---|---|---|---|---|---|---|---|---|")
     for folder in sorted(p.parent for p in zoo.glob("*/truth.json")):
         case = Case(zoo, folder.name, data)
         out.print(row(case.name, case.truth, tacfast.scan(case.model, case.clean_batches())), markup=False, highlight=False)
