@@ -15,20 +15,18 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option(help="Folder of the figures.")]
 Format = Annotated[str, typer.Option("--format", help="svg or png.")]
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "tacfast",  # names of clip paths
     "svg.fonttype": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": "medium",
-    "legend.fontsize": "small",
-    "legend.frameon": False,
 }
 #: What would change from day to day and from one version of matplotlib to the next.
 _METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 
 
-def panels(count: int, *, width: float = 4.4, height: float = 3.9, **shared: Any) -> tuple[Figure, list[Axes]]:
+def panels(count: int, *, width: float = 4.4, height: float = 4.6, **shared: Any) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels in a row; matplotlib is needed from here on."""
     try:
         from matplotlib.figure import Figure
@@ -40,6 +38,11 @@ def panels(count: int, *, width: float = 4.4, height: float = 3.9, **shared: Any
         figure = Figure(figsize=(width * max(count, 1), height), layout="constrained")
         found = figure.subplots(1, max(count, 1), squeeze=False, **shared)
     return figure, list(np.ravel(found))
+
+
+def legend(axes: Axes) -> None:
+    """Below the panel, where it hides no curve."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize="small", frameon=False)
 
 
 def save(figure: Figure, folder: Path, name: str, kind: str) -> Path:

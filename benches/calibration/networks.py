@@ -26,7 +26,7 @@ class Seeds(str, Enum):
     all = "all"
 
     def holds(self, line: Line) -> bool:
-        return self is Seeds.all or ("even", "odd")[line["seed"] % 2] == self.value
+        return self is Seeds.all or self is (Seeds.even, Seeds.odd)[line["seed"] % 2]
 
 
 def read_networks(folders: Iterable[Path]) -> list[Line]:
@@ -65,7 +65,7 @@ def targets(line: Line) -> set[int]:
 
 def nameable(line: Line) -> bool:
     """Whether naming a class can be right or wrong: under all-to-all every class is a target."""
-    return 0 < len(targets(line)) < line["classes"]
+    return bool(0 < len(targets(line)) < line["classes"])
 
 
 def group_of(line: Line) -> str:

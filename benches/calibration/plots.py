@@ -13,29 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from figures import Format, Out, panels, save
+from figures import Format, Out, legend, panels, save
 from networks import Line, Seeds, datasets, group_of, is_clean, read_networks, usable
 from numpy.typing import NDArray
 from report import SeedsOption, reported
 from rules import Rule, all_rules
 from scans import Alpha, Folders, Outcome, Threads, scan_networks
-from scipy.stats import bootstrap, kstwo
+from scipy.stats import kstwo
 from sklearn.metrics import roc_auc_score, roc_curve
+from tables import interval
 from typer import run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def auc_interval(clean: NDArray[np.float64], poisoned: NDArray[np.float64]) -> tuple[float, float, float]:
-    """The area under the ROC, and its 95 % interval by a bootstrap over networks of each kind."""
-
-    def area(low: NDArray[np.float64], high: NDArray[np.float64]) -> float:
-        return float(roc_auc_score(np.repeat([0, 1], [len(low), len(high)]), np.concatenate([low, high])))
-
-    rng = np.random.default_rng(0)
-    found = bootstrap((clean, poisoned), area, method="percentile", vectorized=False, n_resamples=999, rng=rng).confidence_interval
-    return area(clean, poisoned), float(found.low), float(found.high)
+def auc(scores: NDArray[np.float64], poisoned: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """The area under the ROC, and a 95 % interval on the safe side: that of a proportion over as many networks as the smaller kind has,
+    whose variance that of the area does not exceed (van Dantzig 1951, by way of Cortes & Mohri 2004). It stays wide where all is right."""
+    area, count = float(roc_auc_score(poisoned, scores)), int(min(poisoned.sum(), (~poisoned).sum()))
+    return area, *interval(area * count, count)
 
 
 def draw_roc(axes: Axes, lines: Sequence[Line], rules: Sequence[Rule], title: str) -> None:
@@ -48,11 +45,11 @@ def draw_roc(axes: Axes, lines: Sequence[Line], rules: Sequence[Rule], title: st
     for rule in rules:
         scores = np.array([rule.score(line) for line in lines])
         flagged = np.array([rule.find(line).flagged for line in lines])
-        area, low, high = auc_interval(scores[~poisoned], scores[poisoned])
+        area, low, high = auc(scores, poisoned)
         x, y, _ = roc_curve(poisoned, scores, drop_intermediate=False)
         (curve,) = axes.plot(x, y, label=f"{rule.name}: AUC {area:.2f} ({low:.2f} to {high:.2f})")
         axes.plot(flagged[~poisoned].mean(), flagged[poisoned].mean(), "o", color=curve.get_color())
-    axes.legend(loc="lower right")
+    legend(axes)
 
 
 def band(count: int) -> float:
@@ -70,7 +67,7 @@ def draw_calibration(axes: Axes, p: NDArray[np.float64], left_out: int, title: s
     x = np.array([0.0, 1.0])
     axes.fill_between(x, x - band(len(p)), x + band(len(p)), color="0.9", label="95 % band (Kolmogorov)")
     axes.ecdf(p, label="clean networks")
-    axes.legend(loc="lower right")
+    legend(axes)
 
 
 def roc_figure(lines: Sequence[Line], rules: Sequence[Rule], out: Path, name: str, kind: str) -> Path:
