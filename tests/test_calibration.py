@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -196,6 +197,12 @@ class TestFigures:
         pytest.importorskip("matplotlib")
         assert call(plots.main, tmp_path, "--out", tmp_path / "figures", "--format", "png").exit_code == 0
         assert (tmp_path / "figures" / "calibration.png").exists()
+
+    def test_without_matplotlib_nothing_starts(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        result = call(plots.main, folder, "--out", folder)
+        assert result.exit_code == 2
+        assert not (folder / "scans.jsonl").exists()
 
     def test_the_area_has_an_interval_where_all_is_right(self) -> None:
         area, low, high = plots.auc(np.array([0.1, 0.2, 0.8, 0.9, 0.95]), np.array([False, False, True, True, True]))

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import typer
 from corrupt import LEVELS, capture_shifted, shifted_file
-from figures import Format, Out, legend, panels, save
+from figures import Format, Kind, Out, legend, panels, save
 from networks import GROUPS, Line, Seeds, count_by_group, datasets, is_clean, nameable, read_networks, works
 from plan import TURNS
 from report import SeedsOption, named, reported
@@ -86,7 +86,7 @@ def samples(
     threads: Threads = 1,
     draws: Annotated[int, typer.Option(help="Random subsets of a size.")] = 5,
     each: Each = 1000,
-    kind: Format = "svg",
+    kind: Format = Kind.svg,
 ) -> None:
     """Detection and false positives against the number of clean samples."""
     lines = chosen(folders, seeds, each)
@@ -124,7 +124,7 @@ def rate_row(lines: Sequence[Line], rules: Sequence[Rule]) -> list[str]:
 
 @app.command()
 def rates(
-    folders: Folders, out: Out, seeds: SeedsOption = Seeds.odd, alpha: Alpha = 0.05, threads: Threads = 1, kind: Format = "svg"
+    folders: Folders, out: Out, seeds: SeedsOption = Seeds.odd, alpha: Alpha = 0.05, threads: Threads = 1, kind: Format = Kind.svg
 ) -> None:
     """Detection against the poisoning rate, by three rules, for the attacks that were trained at several rates."""
     every = read_networks(folders)
@@ -201,7 +201,7 @@ def shift(
     alpha: Alpha = 0.05,
     threads: Threads = 1,
     each: Each = 3,
-    kind: Format = "svg",
+    kind: Format = Kind.svg,
 ) -> None:
     """Detection and false positives where the defender's images are unlike those of the training."""
     torch.set_num_threads(threads)
@@ -245,11 +245,13 @@ def shift_shares(lines: Sequence[Line], outcomes: Outcomes) -> dict[str, list[li
 
 
 def shift_table(lines: Sequence[Line], outcomes: Outcomes) -> str:
+    """A row for no shift, one for each shift, and one for all of them together."""
+    every = [variant for how in LEVELS for variant in variants_of(how)[1:]]
     rows = []
-    for variant in dict.fromkeys(variant for how in LEVELS for variant in variants_of(how)):
-        accuracy = median(outcomes[line["key"], variant].accuracy or 0.0 for line in lines)
-        right = counted([line for line in lines if nameable(line)], outcomes, [variant], names_target)
-        rows.append([variant or "none", f"{accuracy:.1%}", *map(in_words, (*flagged_by_group(lines, outcomes, [variant]), right))])
+    for name, variants in (("none", [""]), *((variant, [variant]) for variant in every), (f"all {len(every)}", every)):
+        accuracy = median(outcomes[line["key"], variant].accuracy or 0.0 for line in lines for variant in variants)
+        right = counted([line for line in lines if nameable(line)], outcomes, variants, names_target)
+        rows.append([name, f"{accuracy:.1%}", *map(in_words, (*flagged_by_group(lines, outcomes, variants), right))])
     return markdown(["shift", "median accuracy", *(f"{group}: flagged" for group in GROUPS), "target named"], rows)
 
 

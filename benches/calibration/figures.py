@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +13,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Out = Annotated[Path, typer.Option(help="Folder of the figures.")]
-Format = Annotated[str, typer.Option("--format", help="svg or png.")]
+
+class Kind(str, Enum):
+    """What a figure is written as."""
+
+    svg = "svg"
+    png = "png"
+
+
+def _drawable(folder: Path) -> Path:
+    """Refuses to start what could not be drawn in the end."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise typer.BadParameter("figures need matplotlib: pip install matplotlib, or 'tacfast[bench]'") from None
+    return folder
+
+
+Out = Annotated[Path, typer.Option(help="Folder of the figures.", callback=_drawable)]
+Format = Annotated[Kind, typer.Option("--format", help="Of the figures.")]
 
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "tacfast",  # names of clip paths
@@ -23,16 +41,13 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": "medium",
 }
 #: What would change from day to day and from one version of matplotlib to the next.
-_METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+_METADATA: dict[Kind, dict[str, Any]] = {Kind.svg: {"Date": None, "Creator": None}, Kind.png: {"Software": None}}
 
 
 def panels(count: int, *, width: float = 4.4, height: float = 4.6, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels in a row; matplotlib is needed from here on."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise typer.BadParameter("figures need matplotlib: pip install 'tacfast[bench]'") from None
+    """A figure with `count` panels in a row, and one where there is nothing to be shown."""
     from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     with rc_context(_STYLE):
         figure = Figure(figsize=(width * max(count, 1), height), layout="constrained")
@@ -45,14 +60,12 @@ def legend(axes: Axes) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize="small", frameon=False)
 
 
-def save(figure: Figure, folder: Path, name: str, kind: str) -> Path:
+def save(figure: Figure, folder: Path, name: str, kind: Kind) -> Path:
     """Write FOLDER/NAME.KIND and say so."""
     from matplotlib import rc_context
 
-    if kind not in _METADATA:
-        raise typer.BadParameter(f"the format of figures is svg or png, got {kind!r}")
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.{kind}"
+    file = folder / f"{name}.{kind.value}"
     with rc_context(_STYLE):
         figure.savefig(file, metadata=_METADATA[kind], dpi=150)
     print(f"{file} written")

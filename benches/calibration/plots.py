@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from figures import Format, Out, legend, panels, save
+from figures import Format, Kind, Out, legend, panels, save
 from networks import Line, Seeds, datasets, group_of, is_clean, read_networks, usable
 from numpy.typing import NDArray
 from report import SeedsOption, reported
@@ -70,7 +70,7 @@ def draw_calibration(axes: Axes, p: NDArray[np.float64], left_out: int, title: s
     legend(axes)
 
 
-def roc_figure(lines: Sequence[Line], rules: Sequence[Rule], out: Path, name: str, kind: str) -> Path:
+def roc_figure(lines: Sequence[Line], rules: Sequence[Rule], out: Path, name: str, kind: Kind) -> Path:
     sets = datasets(lines)
     figure, axes = panels(len(sets), sharey=True)
     for panel, dataset in zip(axes, sets, strict=False):
@@ -79,7 +79,7 @@ def roc_figure(lines: Sequence[Line], rules: Sequence[Rule], out: Path, name: st
     return save(figure, out, name, kind)
 
 
-def calibration_figure(lines: Sequence[Line], outcomes: dict[str, Outcome], out: Path, kind: str) -> Path:
+def calibration_figure(lines: Sequence[Line], outcomes: dict[str, Outcome], out: Path, kind: Kind) -> Path:
     clean = [line for line in lines if is_clean(line)]
     sets = datasets(clean)
     figure, axes = panels(len(sets) + 1, sharey=True)
@@ -92,7 +92,7 @@ def calibration_figure(lines: Sequence[Line], outcomes: dict[str, Outcome], out:
 
 
 def main(
-    folders: Folders, out: Out, seeds: SeedsOption = Seeds.odd, alpha: Alpha = 0.05, threads: Threads = 1, kind: Format = "svg"
+    folders: Folders, out: Out, seeds: SeedsOption = Seeds.odd, alpha: Alpha = 0.05, threads: Threads = 1, kind: Format = Kind.svg
 ) -> None:
     """Draw roc, all-to-one and calibration."""
     every = read_networks(folders)
