@@ -109,6 +109,11 @@ class TestScans:
         with pytest.raises(AssertionError, match="scanned again"):
             scans.scan_networks(lines, 0.05, shown=False)
 
+    def test_a_rule_is_what_the_code_does(self) -> None:
+        before = 'def f(x):\n    """Doubles."""\n    return 2*x  # twice\n'
+        assert scans.code_of(before) == scans.code_of("def f(x):\n    return 2 * x\n") != scans.code_of("def f(x):\n    return 3 * x\n")
+        assert scans.rule_id().startswith(tacfast.__version__)
+
     def test_a_stop_keeps_what_was_made(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         real, calls = tacfast.scan_head, []
 

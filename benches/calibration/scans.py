@@ -3,11 +3,12 @@
     scans.py DIR [DIR...] [--alpha 0.05] [--threads 1]
 
 DIR is a folder of train.py; outcomes go to DIR/scans.jsonl. An outcome holds for one head, one way of changing it, one level and one state
-of the sources that decide: whoever edits the rule gets new scans, and a line of another rule is never read as one of this.
+of the code that decides: whoever edits the rule gets new scans, and a line of another rule is never read as one of this.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,13 +88,22 @@ class Outcome:
         )
 
 
+def code_of(source: str) -> str:
+    """What a source does: no comments, no docstrings, one way to write it."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
 @cache
 def rule_id() -> str:
     """Names the state of the sources that decide. The compiled core is left out: its answers carry certificates."""
     folder = Path(tacfast.__file__).parent
     sources = sorted(file for file in folder.glob("*.py") if file.stem not in _ELSEWHERE)
-    text = b"\0".join(part for file in sources for part in (file.name.encode(), file.read_bytes()))
-    return f"{tacfast.__version__}-{hashlib.sha256(text).hexdigest()[:12]}"
+    text = "\0".join(part for file in sources for part in (file.name, code_of(file.read_text(encoding="utf-8"))))
+    return f"{tacfast.__version__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def head_id(file: Path) -> str:
