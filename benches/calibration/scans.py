@@ -129,7 +129,7 @@ def scan_task(task: Task, alpha: float, threads: int) -> Outcome:
         verdict=report.verdict,
         p=report.p_value,
         suspects=tuple(s.target for s in report.suspects),
-        pairs=tuple((int(source), int(target)) for source, target in getattr(report, "pairs", ())),
+        pairs=tuple((int(source), int(target)) for source, target in report.pairs),
         kind=report.kind,
         samples=report.samples,
         accuracy=report.clean_accuracy,
