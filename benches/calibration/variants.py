@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from figures import legend
-from networks import GROUPS, Line, Seeds, group_of, read_networks, targets, usable
+from networks import GROUPS, Line, Seeds, group_of, pairs, read_networks, targets, usable
 from scans import Outcome, Scans, Task, head_file
 from tables import interval, share
 
@@ -64,7 +64,7 @@ def flagged(line: Line, o: Outcome) -> bool:
 
 
 def names_target(line: Line, o: Outcome) -> bool:
-    return bool(targets(line) & set(o.suspects))
+    return bool(targets(line) & set(o.suspects) or pairs(line) & set(o.pairs))
 
 
 def inconclusive(line: Line, o: Outcome) -> bool:
