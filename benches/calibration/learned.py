@@ -8,11 +8,10 @@ from typing import Any
 
 from data import Data
 from plan import Job
-from recipe import make_net, train
+from recipe import load_net, train
 from torch import nn
 
 from tacfast.attacks import AllToOne, Backdoor, CoversOnly, InputAware, Lira, TrojanPatch
-from tacfast.checkpoints import load_weights, read_state_dict
 
 
 def learned_backdoors(job: Job, data: Data, folder: Path, tick: Callable[[], None]) -> list[Backdoor]:
@@ -34,6 +33,4 @@ def clean_net(job: Job, data: Data, folder: Path, tick: Callable[[], None]) -> n
     file = folder / "models" / f"{clean.key}.safetensors"
     if not file.exists():
         return train(data.x_train, data.y_train, data.classes, arch=job.arch, schedule=data.schedule, seed=job.seed, tick=tick)[0]
-    model = make_net(job.arch, data.classes, data.x_train.shape[1], job.seed)
-    load_weights(model, read_state_dict(file)[0])
-    return model.eval()
+    return load_net(file, job.arch, data.classes, data.x_train.shape[1])

@@ -10,11 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from nets import NETS
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tacfast.checkpoints import load_weights, read_state_dict
 
 #: Goes into every result; results of different recipes are never mixed.
 RECIPE = 1
@@ -60,6 +63,13 @@ def make_net(arch: str, classes: int, channels: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return NETS[arch](classes, channels=channels, width=ARCHITECTURES[arch].width)
+
+
+def load_net(file: Path, arch: str, classes: int, channels: int) -> nn.Module:
+    """A network that train.py saved, in eval mode."""
+    model = make_net(arch, classes, channels, seed=0)
+    load_weights(model, read_state_dict(file)[0])
+    return model.eval()
 
 
 def augment(images: Tensor, schedule: Schedule, generator: torch.Generator) -> Tensor:

@@ -1,141 +1,82 @@
-"""Tables over the lines of train.py: how often clean networks are flagged, and which backdoors are found.
+"""Tables over the networks of train.py: how often clean ones are flagged, and which backdoors are found.
 
-    report.py results.jsonl [--seeds odd] [--alpha 0.05]
+    report.py DIR [DIR...] [--seeds odd] [--alpha 0.05]
 
-Rules are chosen on even seeds and reported on odd ones. Three rules stand side by side: tacfast's, the field's MAD index > 2 on the norms
-of the published method (every sample counts), and the gap between the two smallest of these norms, whose threshold is the even clean
-networks' own quantile. A backdoor counts where it works: each trigger's ASR at least 0.9 times the clean accuracy.
+Rules are chosen on even seeds and reported on odd ones; rules.py says which stand side by side. A backdoor counts where it works: each
+trigger's ASR at least 0.9 times the clean accuracy. Heads are scanned where they have not been (scans.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
-from results import read_lines
-from scipy.stats import beta
+from networks import STRONG, Line, Seeds, is_clean, nameable, pairs, read_networks, targets, works
+from rules import Finding, Rule, all_rules
+from scans import Alpha, Folders, Outcome, Threads, rule_id, scan_networks
+from tables import grouped, markdown, ratio, share
 
-from tacfast.outliers import FEWEST_CLASSES, mad_index, step_down
-from tacfast.scan import QUANTILE
-
-Line = dict[str, Any]
-#: A network's suspects, most abnormal first; none where it is not flagged.
-Rule = Callable[[Line], list[int]]
-
-WORKS = 0.9
-STRONG = 0.85
-
-
-class Seeds(str, Enum):
-    odd = "odd"
-    even = "even"
-    all = "all"
-
-
-def tested_norms(line: Line, quantile: float) -> tuple[np.ndarray, np.ndarray]:
-    """Classes with a positive, finite norm, and these norms."""
-    norms = np.array(line["scan"][f"norms_{quantile:g}"], dtype=np.float64)
-    classes = np.flatnonzero(np.nan_to_num(norms) > 0)
-    return classes, norms[classes]
-
-
-def tacfast_rule(alpha: float) -> Rule:
-    def suspects(line: Line) -> list[int]:
-        classes, norms = tested_norms(line, QUANTILE)
-        if len(norms) < FEWEST_CLASSES:
-            return []
-        return [int(classes[at]) for at, p, _ in step_down(norms, alpha) if p <= alpha]
-
-    return suspects
-
-
-def mad_rule(threshold: float = 2.0) -> Rule:
-    def suspects(line: Line) -> list[int]:
-        classes, norms = tested_norms(line, 1.0)
-        return [int(classes[norms.argmin()])] if len(norms) and mad_index(norms) > threshold else []
-
-    return suspects
-
-
-def gap(line: Line) -> float:
-    """log of the second smallest norm over the smallest, with every sample counted."""
-    norms = np.sort(tested_norms(line, 1.0)[1])
-    return float(np.log(norms[1] / norms[0])) if len(norms) > 1 else 0.0
-
-
-def gap_rule(threshold: float) -> Rule:
-    def suspects(line: Line) -> list[int]:
-        classes, norms = tested_norms(line, 1.0)
-        return [int(classes[norms.argmin()])] if gap(line) > threshold else []
-
-    return suspects
-
-
-def interval(hits: int, total: int) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Clopper & Pearson 1934)."""
-    low = float(beta.ppf(0.025, hits, total - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(0.975, hits + 1, total - hits)) if hits < total else 1.0
-    return low, high
-
-
-def share(hits: int, total: int) -> str:
-    if not total:
-        return "-"
-    low, high = interval(hits, total)
-    return f"{hits}/{total} = {hits / total:.0%} ({low:.0%} to {high:.0%})"
+SeedsOption = Annotated[Seeds, typer.Option(help="Networks that are reported.")]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Markdown tables over some lines."""
+    """Markdown tables over some lines; the first of the rules is tacfast's."""
 
     lines: Sequence[Line]
-    rules: dict[str, Rule]
+    rules: Sequence[Rule]
 
     def false_positives(self, by: Callable[[Line], str]) -> str:
         rows = []
         for name, group in grouped([line for line in self.lines if is_clean(line)], by):
-            flagged = [share(sum(bool(rule(line)) for line in group), len(group)) for rule in self.rules.values()]
+            flagged = [share(sum(rule.find(line).flagged for line in group), len(group)) for rule in self.rules]
             rows.append([name, accuracies(group), *flagged])
-        return markdown(["clean networks", "clean accuracy", *(f"{name}: flagged" for name in self.rules)], rows)
+        return markdown(["clean networks", "clean accuracy", *(f"{rule.name}: flagged" for rule in self.rules)], rows)
 
     def detection(self, by: Callable[[Line], str]) -> str:
-        """Found / target named / working networks, for each rule."""
+        """Found and target named, of the working networks, for each rule; under all-to-all no class can be named wrongly."""
         rows = []
         for name, every in grouped([line for line in self.lines if not is_clean(line)], by):
             group = [line for line in every if works(line)]
+            asked = [line for line in group if nameable(line)]
             cells = []
-            for rule in self.rules.values():
-                found = [(line, rule(line)) for line in group]
-                right = sum(bool(targets(line) & set(suspects)) for line, suspects in found)
-                cells += [share(sum(bool(s) for _, s in found), len(group)), f"{right}/{len(group)}"]
+            for rule in self.rules:
+                right = sum(named(line, rule.find(line)) for line in asked)
+                cells += [share(sum(rule.find(line).flagged for line in group), len(group)), f"{right}/{len(asked)}" if asked else "-"]
             rows.append([name, f"{len(group)} of {len(every)}", *cells])
-        heads = [head for name in self.rules for head in (f"{name}: flagged", "target named")]
+        heads = [head for rule in self.rules for head in (f"{rule.name}: flagged", "target named")]
         return markdown(["poisoned networks", "attack works", *heads], rows)
 
+    def pairs(self) -> str:
+        """Pairs that tacfast's rule names; several in one network are not independent, so their shares have no interval."""
+        rows = []
+        for name, group in grouped([line for line in self.lines if is_clean(line) or works(line)], by_pairs)[:-1]:
+            found = [(pairs(line), self.rules[0].find(line).pairs) for line in group]
+            right, called, true = size(t & f for t, f in found), size(f for _, f in found), size(t for t, _ in found)
+            some = share(sum(bool(f) for _, f in found), len(group))
+            rows.append([name, str(len(group)), some, ratio(right, called), ratio(right, true)])
+        return markdown(["networks", "number", "any pair named", "precision", "recall"], rows)
 
-def is_clean(line: Line) -> bool:
-    return bool(line["attack"] == "clean")
+    def several_targets(self) -> str:
+        """Working networks with more than one target class, by tacfast's rule."""
+        rows = []
+        for name, group in grouped([line for line in self.lines if len(line["truth"]["targets"]) > 1 and works(line)], by_dataset):
+            found = [(targets(line), self.rules[0].find(line).classes) for line in group]
+            some, every = sum(bool(t & f) for t, f in found), sum(t <= f for t, f in found)
+            right, true, wrong = size(t & f for t, f in found), size(t for t, _ in found), size(f - t for t, f in found)
+            rows.append([name, share(some, len(group)), share(every, len(group)), ratio(right, true), str(wrong)])
+        return markdown(["networks", "a target named", "all targets named", "targets named", "other classes named"], rows)
 
 
-def works(line: Line) -> bool:
-    return bool(min(line["asr"]) >= WORKS * line["clean_accuracy"])
+def named(line: Line, finding: Finding) -> bool:
+    """Whether a true target, or a true pair, is among what is named."""
+    return bool(targets(line) & finding.classes or pairs(line) & finding.pairs)
 
 
-def targets(line: Line) -> set[int]:
-    return set(line["truth"]["targets"]) | {target for _, target in line["truth"]["pairs"]}
-
-
-def grouped(lines: Iterable[Line], by: Callable[[Line], str]) -> list[tuple[str, list[Line]]]:
-    """Groups in the order of their names, then all together."""
-    every = list(lines)
-    names = sorted({by(line) for line in every})
-    return [(name, [line for line in every if by(line) == name]) for name in names] + [("all", every)]
+def size(sets: Iterable[Collection[object]]) -> int:
+    return sum(len(found) for found in sets)
 
 
 def accuracies(group: Sequence[Line]) -> str:
@@ -143,11 +84,6 @@ def accuracies(group: Sequence[Line]) -> str:
         return "-"
     found = [line["clean_accuracy"] for line in group]
     return f"{min(found):.1%} to {max(found):.1%}"
-
-
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def by_attack(line: Line) -> str:
@@ -162,27 +98,40 @@ def by_arch(line: Line) -> str:
     return f"{line['dataset']}, {line['arch']}"
 
 
-def main(
-    results: Annotated[list[Path], typer.Argument(help="Files of JSON lines.")],
-    seeds: Annotated[Seeds, typer.Option(help="Networks that are reported.")] = Seeds.odd,
-    alpha: Annotated[
-        float, typer.Option(help="Level of tacfast's rule, and false-positive rate that the gap's threshold is chosen for.")
-    ] = 0.05,
-) -> None:
-    """Print detection and false positives as markdown tables."""
-    every = [line for path in results for line in read_lines(path)]
-    newest = max((line["recipe"] for line in every), default=0)
-    every = [line for line in every if line["recipe"] == newest]
-    gaps = [gap(line) for line in every if is_clean(line) and line["seed"] % 2 == 0]
-    threshold = float(np.quantile(gaps, 1 - alpha)) if gaps else np.inf
-    rules = {f"tacfast, p <= {alpha:g}": tacfast_rule(alpha), "MAD > 2": mad_rule(), f"gap > {threshold:.3f}": gap_rule(threshold)}
-    parity = {"even": {0}, "odd": {1}, "all": {0, 1}}[seeds.value]
-    tables = Tables([line for line in every if line["seed"] % 2 in parity], rules)
-    print(f"{len(tables.lines)} networks of recipe {newest}, {seeds.value} seeds; in brackets 95 % Clopper-Pearson intervals.\n")
+def by_pairs(line: Line) -> str:
+    """Attacks with pairs, and what has none to be found."""
+    if pairs(line):
+        return f"{line['dataset']}, {line['attack']}"
+    return f"{line['dataset']}, {'clean' if is_clean(line) else 'all-to-one'}"
+
+
+def sections(tables: Tables) -> Iterator[tuple[str, str]]:
+    """Titles and tables."""
     for title, by in (("data set", by_dataset), ("architecture", by_arch)):
-        print(f"## False positives by {title}\n\n{tables.false_positives(by)}\n")
+        yield f"False positives by {title}", tables.false_positives(by)
     for title, by in (("attack and poisoning rate", by_attack), ("data set", by_dataset), ("architecture", by_arch)):
-        print(f"## Detection by {title}\n\n{tables.detection(by)}\n")
+        yield f"Detection by {title}", tables.detection(by)
+    yield "Pairs of source and target", tables.pairs()
+    yield "Several targets", tables.several_targets()
+
+
+def reported(every: Sequence[Line], outcomes: Mapping[str, Outcome], seeds: Seeds) -> tuple[list[Line], str]:
+    """The scanned lines of these seeds, and a sentence that says so."""
+    wanted = [line for line in every if seeds.holds(line)]
+    lines = [line for line in wanted if line["key"] in outcomes]
+    apart = f"; {len(wanted) - len(lines)} more have no scan" if len(lines) < len(wanted) else ""
+    recipe = lines[0]["recipe"] if lines else "-"
+    return lines, f"{len(lines)} networks of recipe {recipe}, {seeds.value} seeds{apart}; tacfast {rule_id()}"
+
+
+def main(folders: Folders, seeds: SeedsOption = Seeds.odd, alpha: Alpha = 0.05, threads: Threads = 1) -> None:
+    """Print detection and false positives as markdown tables."""
+    every = read_networks(folders)
+    outcomes = scan_networks(every, alpha, threads)
+    lines, what = reported(every, outcomes, seeds)
+    print(f"{what}; in brackets 95 % Clopper-Pearson intervals.\n")
+    for title, table in sections(Tables(lines, all_rules(every, outcomes, alpha))):
+        print(f"## {title}\n\n{table}\n")
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ from data import Data, read
 from learned import learned_backdoors
 from measure import behaviour, head_arrays, statistics, truth
 from plan import LEARNED, Job, backdoors, plan
-from recipe import RECIPE, make_net, train
+from recipe import RECIPE, load_net, train
 from results import append_line, read_lines
 
 from tacfast.attacks import Backdoor, Poisoning, choose
-from tacfast.checkpoints import atomic, load_weights, read_state_dict, save_safetensors
+from tacfast.checkpoints import atomic, save_safetensors
 from tacfast.heads import capture
 from tacfast.scan import scan
 
@@ -178,10 +178,9 @@ def verify(data: DataOption, out: Annotated[Path, typer.Option()], last: int = 5
     sets = read_all(data)
     for line in read_lines(out / "results.jsonl")[-last:]:
         d = sets[line["dataset"]]
-        model = make_net(line["arch"], d.classes, d.x_train.shape[1], seed=0)
-        load_weights(model, read_state_dict(out / "models" / f"{line['key']}.safetensors")[0])
+        model = load_net(out / "models" / f"{line['key']}.safetensors", line["arch"], d.classes, d.x_train.shape[1])
         held, _ = d.split(line["seed"])
-        report = scan(model.eval(), list(zip(held[0].split(500), held[1].split(500), strict=True)), device="cpu")
+        report = scan(model, list(zip(held[0].split(500), held[1].split(500), strict=True)), device="cpu")
         recorded = np.array(line["scan"][f"norms_{report.quantile:g}"], dtype=np.float64)
         apart = np.nanmax(np.abs(recorded / report.norms - 1))
         print(f"{line['key']}: norms agree to {apart:.1e}; {report!r}")

@@ -1,0 +1,259 @@
+"""Detection and false positives against what the defender and the attacker can change: tables in markdown, and figures.
+
+    curves.py samples DIR --out FIGURES [--draws 5]                    number of clean samples
+    curves.py rates   DIR --out FIGURES                                poisoning rate
+    curves.py labels  DIR                                              wrong labels
+    curves.py shift   DIR --out FIGURES --data gtsrb=gtsrb.npz ...     images unlike those of the training
+
+DIR is a folder of train.py. Outcomes are kept in DIR/curves.jsonl, and the heads of shifted images in DIR/shifted, so that a run that was
+stopped goes on. Only networks that are clean, or whose backdoor works, are counted; variants.py says how.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import torch
+import typer
+from corrupt import LEVELS, capture_shifted, shifted_file
+from figures import Format, Kind, Out, legend, panels, save
+from networks import GROUPS, Line, Seeds, count_by_group, datasets, is_clean, nameable, read_networks, works
+from plan import TURNS
+from report import SeedsOption, named, reported
+from rules import Rule, all_rules
+from scans import Alpha, Folders, Head, Task, Threads, head_file, rule_id, scan_networks
+from tables import markdown, share
+from train import DataOption, read_all
+from variants import (
+    Outcomes,
+    Share,
+    by_folder,
+    chosen,
+    counted,
+    draw,
+    draw_groups,
+    flagged_by_group,
+    in_words,
+    inconclusive,
+    names_target,
+    scan_variants,
+)
+
+from tacfast.progress import track
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZES = (10, 50, 100, 250, 500, 1000, 2500)
+WRONG = (0.0, 0.1, 0.3, 1.0)
+#: Attacks that the plan poses at more than one poisoning rate.
+RATED = {attack for attack, count in Counter(attack for attack, _ in TURNS).items() if count > 1}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Each = Annotated[int, typer.Option(help="At most so many networks of each data set and kind, in the order of the plan.")]
+
+
+def subset(head: Head, size: int, seed: Sequence[int]) -> Head:
+    """Some of the samples, at random and without repetition."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(head.latents))[:size])
+    return replace(head, latents=head.latents[rows], labels=head.labels[rows])
+
+
+def subset_tasks(line: Line, draws: int) -> list[Task]:
+    """Draws of every size that the network's samples can give; of all of them there is but one."""
+    samples, name = line["scan"]["samples"], zlib.crc32(line["key"].encode())
+    return [
+        Task(line["key"], head_file(line), f"samples={size} draw={number}", partial(subset, size=size, seed=(name, size, number)))
+        for size in SIZES
+        if size <= samples
+        for number in range(draws if size < samples else 1)
+    ]
+
+
+@app.command()
+def samples(
+    folders: Folders,
+    out: Out,
+    seeds: SeedsOption = Seeds.odd,
+    alpha: Alpha = 0.05,
+    threads: Threads = 1,
+    draws: Annotated[int, typer.Option(help="Random subsets of a size.")] = 5,
+    each: Each = 1000,
+    kind: Format = Kind.svg,
+) -> None:
+    """Detection and false positives against the number of clean samples."""
+    lines = chosen(folders, seeds, each)
+    outcomes = scan_variants(by_folder(lines, lambda line: subset_tasks(line, draws)), alpha, threads)
+    sets, rows = datasets(lines), []
+    figure, axes = panels(len(sets), sharey=True)
+    for panel, dataset in zip(axes, sets, strict=False):
+        mine = [line for line in lines if line["dataset"] == dataset]
+        shares = []
+        for size in SIZES:
+            variants = [f"samples={size} draw={number}" for number in range(draws)]
+            shares.append(flagged_by_group(mine, outcomes, variants))
+            right = counted([line for line in mine if nameable(line)], outcomes, variants, names_target)
+            unsure = counted(mine, outcomes, variants, inconclusive)
+            rows.append([dataset, str(size), *map(in_words, (*shares[-1], right, unsure))])
+        panel.set(title=dataset, xscale="log", xlabel="clean samples")
+        draw_groups(panel, SIZES, shares)
+    axes[0].set_ylabel("share flagged")
+    print(f"{count_by_group(lines)}; {draws} draws of each size below all; {seeds.value} seeds; tacfast {rule_id()}\n")
+    print(markdown(["data set", "clean samples", *(f"{g}: flagged" for g in GROUPS), "target named", "inconclusive"], rows) + "\n")
+    save(figure, out, "samples", kind)
+
+
+def rate_row(lines: Sequence[Line], rules: Sequence[Rule]) -> list[str]:
+    """Working networks of one poisoning rate, under every rule."""
+    group = [line for line in lines if works(line)]
+    cells = []
+    for rule in rules:
+        found = [rule.find(line) for line in group]
+        right = sum(named(line, finding) for line, finding in zip(group, found, strict=True))
+        cells += [share(sum(f.flagged for f in found), len(group)), f"{right}/{len(group)}"]
+    asr = f"{median(min(line['asr']) for line in lines):.1%}" if lines else "-"
+    return [asr, f"{len(group)} of {len(lines)}", *cells]
+
+
+@app.command()
+def rates(
+    folders: Folders, out: Out, seeds: SeedsOption = Seeds.odd, alpha: Alpha = 0.05, threads: Threads = 1, kind: Format = Kind.svg
+) -> None:
+    """Detection against the poisoning rate, by three rules, for the attacks that were trained at several rates."""
+    every = read_networks(folders)
+    scans = scan_networks(every, alpha, threads)
+    lines, what = reported(every, scans, seeds)
+    rules, sets, rows = all_rules(every, scans, alpha), datasets(lines), []
+    figure, axes = panels(len(sets), sharey=True)
+    for panel, dataset in zip(axes, sets, strict=False):
+        mine = [line for line in lines if line["dataset"] == dataset and line["attack"] in RATED]
+        found = sorted({line["rate"] for line in mine})
+        rows += [[dataset, f"{rate:.1%}", *rate_row([line for line in mine if line["rate"] == rate], rules)] for rate in found]
+        clean = [line for line in lines if line["dataset"] == dataset and is_clean(line)]
+        panel.set(title=f"{dataset}: {len(clean)} clean, {sum(map(works, mine))} poisoned", xscale="log", xlabel="poisoning rate")
+        draw_rates(panel, [line for line in mine if works(line)], clean, rules)
+    axes[0].set_ylabel("share flagged (dashed: of the clean)")
+    heads = [head for rule in rules for head in (f"{rule.name}: flagged", "target named")]
+    print(f"{what}; attacks {', '.join(sorted(RATED))}; median ASR of all, shares of those that work\n")
+    print(markdown(["data set", "poisoning rate", "ASR", "attack works", *heads], rows) + "\n")
+    save(figure, out, "rates", kind)
+
+
+def draw_rates(axes: Axes, poisoned: Sequence[Line], clean: Sequence[Line], rules: Sequence[Rule]) -> None:
+    """A curve for each rule; its false positives are dashed."""
+    found = sorted({line["rate"] for line in poisoned})
+    for number, rule in enumerate(rules):
+        groups = [[rule.find(line).flagged for line in poisoned if line["rate"] == rate] for rate in found]
+        draw(axes, found, [(sum(group), len(group)) for group in groups], rule.name, number)
+        if clean:
+            axes.axhline(sum(rule.find(line).flagged for line in clean) / len(clean), color=f"C{number}", linestyle="--", linewidth=0.8)
+    axes.set_ylim(-0.03, 1.03)
+    if found:
+        legend(axes)
+
+
+def shuffle(head: Head, wrong: float, seed: int) -> Head:
+    """The same latents; the labels of a share of the samples change places among themselves."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(head.labels))[: round(wrong * len(head.labels))]
+    labels = head.labels.copy()
+    labels[rows] = labels[rng.permutation(rows)]
+    return replace(head, labels=labels)
+
+
+def label_tasks(line: Line) -> list[Task]:
+    change = [partial(shuffle, wrong=wrong, seed=zlib.crc32(line["key"].encode())) for wrong in WRONG]
+    return [Task(line["key"], head_file(line), f"labels={wrong:g}", do) for wrong, do in zip(WRONG, change, strict=True)]
+
+
+@app.command()
+def labels(folders: Folders, seeds: SeedsOption = Seeds.odd, alpha: Alpha = 0.05, threads: Threads = 1, each: Each = 1000) -> None:
+    """What changes when labels of the defender are wrong."""
+    lines = chosen(folders, seeds, each)
+    outcomes = scan_variants(by_folder(lines, label_tasks), alpha, threads)
+    rows = []
+    for wrong in WRONG:
+        now, then = ([outcomes[line["key"], f"labels={share:g}"] for line in lines] for share in (wrong, 0.0))
+        moved = [sum(getattr(a, what) != getattr(b, what) for a, b in zip(now, then, strict=True)) for what in COMPARED]
+        accuracy = [o.accuracy for o in now if o.accuracy is not None]
+        rows.append([f"{wrong:.0%}", f"{median(accuracy):.1%}" if accuracy else "-", *(f"{count}/{len(now)}" for count in moved)])
+    print(f"{count_by_group(lines)}; {seeds.value} seeds; tacfast {rule_id()}\n")
+    print(markdown(["labels shuffled", "median accuracy reported", *(f"another {what}" for what in COMPARED)], rows))
+
+
+#: Fields of an outcome that decide.
+COMPARED = ("verdict", "p", "suspects", "pairs")
+
+
+@app.command()
+def shift(
+    folders: Folders,
+    data: DataOption,
+    out: Out,
+    seeds: SeedsOption = Seeds.odd,
+    alpha: Alpha = 0.05,
+    threads: Threads = 1,
+    each: Each = 3,
+    kind: Format = Kind.svg,
+) -> None:
+    """Detection and false positives where the defender's images are unlike those of the training."""
+    torch.set_num_threads(threads)
+    sets = read_all(data)
+    lines = [line for line in chosen(folders, seeds, each) if line["dataset"] in sets]
+    places = [(line, how, level) for line in lines for how, levels in LEVELS.items() for level in levels]
+    for line, how, level in track(places, "capturing", shown=True):
+        file = shifted_file(line["folder"] / "shifted", line, how, level)
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            capture_shifted(line, sets[line["dataset"]], how, level, file)
+    outcomes = scan_variants(by_folder(lines, shift_tasks), alpha, threads)
+    print(f"{count_by_group(lines)}; {seeds.value} seeds; tacfast {rule_id()}\n")
+    for dataset in datasets(lines):
+        mine = [line for line in lines if line["dataset"] == dataset]
+        shares = shift_shares(mine, outcomes)
+        print(f"## {dataset}\n\n{shift_table(mine, outcomes)}\n")
+        figure, axes = panels(len(LEVELS), width=3.4, sharey=True)
+        for panel, (how, rows) in zip(axes, shares.items(), strict=True):
+            panel.set(title=f"{dataset}: {how}", xticks=range(len(rows)), xlabel="severity")
+            draw_groups(panel, range(len(rows)), rows)
+        axes[0].set_ylabel("share flagged")
+        save(figure, out, f"shift-{dataset}", kind)
+
+
+def shift_tasks(line: Line) -> list[Task]:
+    """The stored head, and those of the shifted images."""
+    folder = line["folder"] / "shifted"
+    shifted = [(how, level) for how, levels in LEVELS.items() for level in levels]
+    tasks = [Task(line["key"], shifted_file(folder, line, how, level), f"{how}={level:g}") for how, level in shifted]
+    return [Task(line["key"], head_file(line)), *tasks]
+
+
+def variants_of(how: str) -> list[str]:
+    """None, and three severities."""
+    return ["", *(f"{how}={level:g}" for level in LEVELS[how])]
+
+
+def shift_shares(lines: Sequence[Line], outcomes: Outcomes) -> dict[str, list[list[Share]]]:
+    return {how: [flagged_by_group(lines, outcomes, [variant]) for variant in variants_of(how)] for how in LEVELS}
+
+
+def shift_table(lines: Sequence[Line], outcomes: Outcomes) -> str:
+    """A row for no shift, one for each shift, and one for all of them together."""
+    every = [variant for how in LEVELS for variant in variants_of(how)[1:]]
+    rows = []
+    for name, variants in (("none", [""]), *((variant, [variant]) for variant in every), (f"all {len(every)}", every)):
+        accuracy = median(outcomes[line["key"], variant].accuracy or 0.0 for line in lines for variant in variants)
+        right = counted([line for line in lines if nameable(line)], outcomes, variants, names_target)
+        rows.append([name, f"{accuracy:.1%}", *map(in_words, (*flagged_by_group(lines, outcomes, variants), right))])
+    return markdown(["shift", "median accuracy", *(f"{group}: flagged" for group in GROUPS), "target named"], rows)
+
+
+if __name__ == "__main__":
+    app()
