@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import tacfast
-from tacfast.asymmetry import most_abnormal_shift
-from tacfast.geometry import FEWEST_PER_CLASS, class_alignment
-from tacfast.outliers import BOTH, NORM, deviations, mad_index, most_abnormal, step_down
+from tacfast.asymmetry import most_abnormal_shift, odd_source
+from tacfast.geometry import FEWEST_PER_CLASS, Traits, class_alignment, shift_spread
+from tacfast.outliers import ALIGNMENT, NORM, QUIET, deviations, extreme, mad_index, most_abnormal, step_down
 
 
 def has_its_size(p: np.ndarray) -> None:
@@ -20,12 +20,14 @@ def has_its_size(p: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(("classes", "known"), [(4, 0), (10, 10), (43, 40), (200, 0), (10, 3)])
-def test_the_class_test_has_its_size_on_independent_normal_classes(classes: int, known: int) -> None:
+@pytest.mark.parametrize("spread", [True, False])
+def test_the_class_test_has_its_size_on_independent_normal_classes(classes: int, known: int, spread: bool) -> None:
     rng, p = np.random.default_rng(7), []
-    for _ in range(2000):
+    for _ in range(1500):
         alignment = np.full(classes, np.nan)
         alignment[:known] = 0.9 + 0.01 * rng.normal(size=known)
-        p.append(most_abnormal(np.exp(2 + 0.3 * rng.normal(size=classes)), alignment).p_value)
+        traits = Traits(alignment, np.exp(rng.normal(size=classes)) if spread else np.full(classes, np.nan))
+        p.append(most_abnormal(np.exp(2 + 0.3 * rng.normal(size=classes)), traits).p_value)
     has_its_size(np.array(p))
 
 
@@ -49,14 +51,19 @@ def test_deviations_leave_the_class_itself_out(rng: np.random.Generator) -> None
             assert found[k] == pytest.approx((others.mean() - row[k]) / others.std(ddof=1))
 
 
-def test_bad_alignment_tells_a_target_from_an_easy_class(rng: np.random.Generator) -> None:
-    norms, alignment = np.exp(0.1 * rng.normal(size=10)), 0.9 + 0.02 * rng.normal(size=10)
-    norms[2], alignment[2] = np.exp(-0.3), 0.95
-    norms[5], alignment[5] = np.exp(-0.29), 0.82
+@pytest.mark.parametrize("kind", [ALIGNMENT, QUIET])
+def test_a_second_trait_tells_a_target_from_an_easy_class(kind: str, rng: np.random.Generator) -> None:
+    norms, trait = np.exp(0.1 * rng.normal(size=10)), 0.9 + 0.02 * rng.normal(size=10)
+    norms[2], trait[2] = np.exp(-0.3), 0.95
+    norms[5], trait[5] = np.exp(-0.29), 0.82
+    other = 0.9 + 0.02 * rng.normal(size=10)
+    traits = Traits(trait, other) if kind == ALIGNMENT else Traits(other, trait)
     assert most_abnormal(norms).position == 2
-    found = most_abnormal(norms, alignment)
-    assert (found.position, next(iter(found.looks))) == (5, BOTH)
+    found = most_abnormal(norms, traits)
+    assert found.position == 5
+    assert found.looks[kind].position == extreme(norms, traits, kind) == 5
     assert found.p_value < most_abnormal(norms).p_value
+    assert list(found.looks) == sorted(found.looks, key=lambda name: found.looks[name].p_value)
 
 
 def test_two_targets_are_set_aside_one_after_the_other(rng: np.random.Generator) -> None:
@@ -77,6 +84,24 @@ def test_alignment_is_the_cosine_of_centred_weights_and_means(rng: np.random.Gen
         assert got[k] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     assert np.isnan(got[3])
     assert np.isnan(class_alignment(w, z[: 3 * FEWEST_PER_CLASS - 1], y[: 3 * FEWEST_PER_CLASS - 1])[2])
+
+
+def test_spread_is_that_of_the_channels_in_use(rng: np.random.Generator) -> None:
+    z = rng.normal(size=(20_000, 3)) * [0.5, 2.0, 1e-9]
+    got = shift_spread(np.array([[7.0, 0, 0], [0, -3, 0], [0, 0, 1], [1, 4, 0], [0, 0, 0], [np.nan, 0, 0]]), z)
+    assert got[:2] == pytest.approx([0.5, 2.0], rel=0.05)
+    assert got[2] == pytest.approx(2e-3, rel=0.05)
+    assert 0.5 < got[3] < 2.0
+    assert np.isnan(got[4:]).all()
+
+
+def test_the_source_of_a_source_specific_backdoor_is_named(rng: np.random.Generator) -> None:
+    logs = 0.1 * rng.normal(size=(12, 12)) + rng.normal(size=(12, 1)) + rng.normal(size=(1, 12))
+    assert odd_source(np.exp(logs), 5).p_value > 0.01  # type: ignore[union-attr]
+    logs[8, 5] -= 1.5
+    found = odd_source(np.exp(logs), 5)
+    assert found is not None
+    assert (found.source, found.p_value < 0.01) == (8, True)
 
 
 def test_the_shift_test_has_its_size_on_independent_pairs() -> None:

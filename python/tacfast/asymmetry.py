@@ -1,4 +1,4 @@
-"""Do pairs of classes betray a backdoor that sends every class to another one? May import: numpy.
+"""Do pairs of classes betray a backdoor that knows the class of its victim? May import: outliers, numpy.
 
 Confusion between two classes is by and large symmetric: what is easily moved from a to b is easily moved from b to a. A backdoor is not.
 The usual all-to-all attack shifts labels, y to y + t modulo C; every such t is tried, by the sum over its pairs of
@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tacfast.outliers import FEWEST_CLASSES, NORM, most_abnormal
 
 Floats = NDArray[np.float64]
 
@@ -34,6 +36,15 @@ class ShiftFinding:
     p_value: float
 
 
+@dataclass(frozen=True)
+class SourceFinding:
+    """The source class that is most abnormal for a given target."""
+
+    source: int
+    statistic: float
+    p_value: float
+
+
 def most_abnormal_shift(norms: Floats) -> ShiftFinding | None:
     """The label shift whose pairs are easier to move than their reverses, and the probability of one as clear among independent pairs.
 
@@ -43,27 +54,51 @@ def most_abnormal_shift(norms: Floats) -> ShiftFinding | None:
     Returns:
         None where a norm is not positive and finite, or where there are fewer than five classes.
     """
-    classes = len(norms)
-    off = ~np.eye(classes, dtype=bool)
-    if classes < 5 or not (np.isfinite(norms[off]) & (norms[off] > 0)).all():
-        return None
-    logs = np.zeros_like(norms)
-    logs[off] = np.log(norms[off])
-    lead = logs - logs.T
-    if np.abs(lead).max() <= 1e-12:
+    lead = _lead(norms)
+    if lead is None or np.abs(lead).max() <= 1e-12:
         return None
     sums = _shift_sums(lead[None])[0]
-    at, null = int(sums.argmax()), _null(classes)
+    at, null = int(sums.argmax()), _null(len(norms))
     p = (1 + len(null) - np.searchsorted(null, sums[at], side="left")) / (1 + len(null))
     return ShiftFinding(at + 1, float(sums[at]), float(p))
 
 
+def odd_source(norms: Floats, target: int) -> SourceFinding | None:
+    """The source whose samples are most abnormally easy to move to a target, against the way back: that of a source-specific backdoor.
+
+    Args:
+        norms: as for `most_abnormal_shift`.
+    """
+    lead = _lead(norms)
+    if lead is None:
+        return None
+    sources = np.delete(np.arange(len(norms)), target)
+    look = most_abnormal(np.exp(_rest(lead[None])[0, sources, target])).looks[NORM]
+    return SourceFinding(int(sources[look.position]), look.statistic, look.p_value)
+
+
+def _lead(norms: Floats) -> Floats | None:
+    """log ‖s_{a→b}‖ - log ‖s_{b→a}‖ (C, C), 0 on the diagonal."""
+    off = ~np.eye(len(norms), dtype=bool)
+    if len(norms) < FEWEST_CLASSES + 1 or not (np.isfinite(norms[off]) & (norms[off] > 0)).all():
+        return None
+    logs = np.zeros_like(norms)
+    logs[off] = np.log(norms[off])
+    return logs - logs.T
+
+
+def _rest(lead: Floats) -> Floats:
+    """Of antisymmetric matrices (m, C, C) what is left without that which a class is like as a source and as a target:
+    lead[a, b] = e_a - e_b + rest[a, b]."""
+    effect = lead.mean(axis=2)
+    rest: Floats = lead - (effect[:, :, None] - effect[:, None, :])
+    return rest
+
+
 def _shift_sums(lead: Floats) -> Floats:
     """Of antisymmetric matrices (m, C, C): for each shift 1 to C - 1 how much easier its pairs are than their reverses, in standard
-    deviations. What a class is like as a source and as a target is left out: lead[a, b] = e_a - e_b + rest."""
-    classes = lead.shape[1]
-    effect = lead.mean(axis=2)
-    rest = lead - (effect[:, :, None] - effect[:, None, :])
+    deviations."""
+    classes, rest = lead.shape[1], _rest(lead)
     # Every pair is there twice.
     spread = np.sqrt((rest**2).sum(axis=(1, 2)) / ((classes - 1) * (classes - 2)))
     y = np.arange(classes)

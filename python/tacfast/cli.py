@@ -364,13 +364,13 @@ def _show_solutions(solutions: TacSolutions) -> None:
 
 def _show_scan(report: ScanReport) -> None:
     out.print(f"[{_VERDICT_STYLE[report.verdict]}]{report.verdict}[/]: {report.reason}", highlight=False, soft_wrap=True)
-    table = _table("class", "norm", "alignment", "p-value", "")
+    table = _table("class", "norm", "alignment", "spread", "p-value", "")
     suspects = {s.target: s for s in report.suspects}
     for k in np.argsort(report.norms, kind="stable")[:_ROWS]:
         suspect, status = suspects.get(int(k)), str(report.status[k])
         note = "[red]suspect[/]" if suspect else "" if status == "solved" else status
-        alignment = "" if np.isnan(report.alignment[k]) else f"{report.alignment[k]:.3f}"
-        table.add_row(str(k), f"{report.norms[k]:.4g}", alignment, f"{suspect.p_value:.2g}" if suspect else "", note)
+        traits = ["" if np.isnan(v[k]) else f"{v[k]:.3f}" for v in (report.alignment, report.spread)]
+        table.add_row(str(k), f"{report.norms[k]:.4g}", *traits, f"{suspect.p_value:.2g}" if suspect else "", note)
     out.print(table)
     for e in report.evidence:
         where = "" if e.target is None else f", class {e.target}"

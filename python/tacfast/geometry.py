@@ -1,6 +1,13 @@
-"""How a head's weights lie to the latents of its own classes. May import: numpy."""
+"""What a backdoor leaves behind in latent space, beside a small norm. May import: numpy.
+
+In a trained network the weights of a class point where the latents of its own samples lie, seen from the centre (self-duality: Papyan,
+Han & Donoho 2020, arXiv:2008.08186); those of a backdoor's target also read the trigger. And the trigger speaks through latent channels
+that are quiet on clean data, so the smallest shift into the target runs along these.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +16,25 @@ Floats = NDArray[np.float64]
 
 #: The mean of fewer latents says more about the samples than about the class.
 FEWEST_PER_CLASS = 5
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of C classes beside their norms; low where a backdoor may be."""
+
+    #: float64 (C,): see `class_alignment`.
+    alignment: Floats
+    #: float64 (C,): see `shift_spread`.
+    spread: Floats
+
+    def of(self, classes: NDArray[np.intp]) -> Traits:
+        """Of some of the classes."""
+        return Traits(self.alignment[classes], self.spread[classes])
+
+
+def traits(weight: NDArray[np.floating], latents: NDArray[np.floating], predictions: NDArray[np.int64], shifts: Floats) -> Traits:
+    """Of all classes; for the arguments see the two functions below."""
+    return Traits(class_alignment(weight, latents, predictions), shift_spread(shifts, latents))
 
 
 def class_alignment(weight: NDArray[np.floating], latents: NDArray[np.floating], predictions: NDArray[np.int64]) -> Floats:
@@ -36,3 +62,21 @@ def class_alignment(weight: NDArray[np.floating], latents: NDArray[np.floating],
         with np.errstate(invalid="ignore", divide="ignore"):
             alignment[usable] = np.where(lengths > 0, (w * m).sum(axis=1) / lengths, np.nan)
     return alignment
+
+
+def shift_spread(shifts: Floats, latents: NDArray[np.floating]) -> Floats:
+    """‖s_k‖ / ‖s_k / σ‖: the standard deviation, over clean samples, of the latent channels that a shift uses.
+
+    Args:
+        shifts: float64 (C, d).
+        latents: float (n, d).
+
+    Returns:
+        float64 (C,): NaN where a shift vanishes or is not finite.
+    """
+    deviation = latents.std(axis=0, dtype=np.float64)
+    # A channel that never moves would rule everything.
+    deviation = np.maximum(deviation, 1e-3 * deviation.max())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread: Floats = np.linalg.norm(shifts, axis=1) / np.linalg.norm(shifts / deviation, axis=1)
+    return np.where(np.isfinite(spread) & (spread > 0), spread, np.nan)

@@ -1,13 +1,12 @@
-"""When is one of C classes abnormally easy to reach? May import: numpy.
+"""When is one of C classes abnormally easy to reach? May import: geometry, numpy.
 
-Two looks at every class. The first: how far its log norm lies below those of the others, in their standard deviations (Grubbs' test for one
-outlier, 1950, externally studentised). The second asks for two things of the same class: a small norm, and weights that are badly aligned
-with the latents of its own clean samples; the smaller of the two deviations counts. In a trained network weights align with class means
-(self-duality: Papyan, Han & Donoho 2020, arXiv:2008.08186), but those of a backdoor's target also read the trigger. A class that is merely
-easy has a small norm and good alignment.
+Every class is looked at in up to four ways. The first: how far its log norm lies below those of the others, in their standard deviations
+(Grubbs' test for one outlier, 1950, externally studentised). The others ask for two things of the same class, and the smaller of the two
+deviations counts: a small norm, and a further trait that a backdoor leaves (see `geometry`), or the mean of both traits. A class that
+is merely easy to reach has a small norm and nothing else.
 
-The null distribution is that of C independent classes with normal log norms and alignments, by simulation for that very C: having picked
-the most abnormal class, and the look that showed it, is accounted for (the smaller p-value of the two is itself a statistic: Westfall &
+The null distribution is that of C independent classes with normal log norms and traits, by simulation for that very C: having picked
+the most abnormal class, and the look that showed it, is accounted for (the smallest p-value of all is itself a statistic: Westfall &
 Young 1993, sec. 2.3).
 """
 
@@ -19,6 +18,8 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tacfast.geometry import Traits
 
 Floats = NDArray[np.float64]
 
@@ -32,11 +33,15 @@ FEWEST_SAMPLES = 50
 FURTHER = 0.2
 
 NORM = "norm"
-BOTH = "norm and alignment"
+ALIGNMENT = "norm and alignment"
+QUIET = "norm and quiet channels"
+ALL = "norm, alignment and quiet channels"
+
+LEAST_P = "least p"
 
 _DRAWS = 20_000
-#: Normal numbers that a simulation may draw in all.
-_BUDGET = 20_000_000
+#: Classes that a simulation may draw in all.
+_BUDGET = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -62,28 +67,39 @@ class Finding:
     abnormal: bool = False
 
 
-def most_abnormal(norms: Floats, alignment: Floats | None = None) -> Finding:
+def most_abnormal(norms: Floats, traits: Traits | None = None) -> Finding:
     """The class that is most abnormal, and the probability that independent normal classes have one that is as abnormal.
 
     Args:
         norms: float64 (C,), positive and finite, C >= FEWEST_CLASSES.
-        alignment: float64 (C,), NaN where unknown; used if FEWEST_CLASSES or more are known.
+        traits: of the same classes. Alignments are used if FEWEST_CLASSES or more are known, spreads if all are.
     """
-    known = np.zeros(len(norms), dtype=bool) if alignment is None else np.isfinite(alignment)
+    order, known, looks = _classes_first(norms, traits)
+    null = _null(len(norms), known, QUIET in looks)
+    found = {name: _look(values[0], order, null[name]) for name, values in looks.items()}
+    found = dict(sorted(found.items(), key=lambda item: item[1].p_value))
+    first = next(iter(found.values()))
+    reached = np.searchsorted(null[LEAST_P], first.p_value, side="right")
+    return Finding(first.position, first.p_value if len(found) == 1 else _share(reached, len(null[LEAST_P])), found)
+
+
+def extreme(norms: Floats, traits: Traits, kind: str) -> int | None:
+    """The class that is most abnormal by one kind of evidence; None where that cannot be told."""
+    order, _, looks = _classes_first(norms, traits)
+    return int(order[looks[kind][0].argmax()]) if kind in looks else None
+
+
+def _classes_first(norms: Floats, traits: Traits | None) -> tuple[NDArray[np.intp], int, dict[str, Floats]]:
+    """The order of classes in which those of known alignment come first, how many these are, and the looks (1, ...) in that order."""
+    known = np.zeros(len(norms), dtype=bool) if traits is None else np.isfinite(traits.alignment)
     known &= known.sum() >= FEWEST_CLASSES
-    null = _null(len(norms), int(known.sum()))
-    low = deviations(np.log(norms)[None])[0]
-    looks = {NORM: _look(low, np.arange(len(norms)), null[NORM])}
-    if alignment is not None and known.any():
-        both = np.minimum(low[known], deviations(alignment[None, known])[0])
-        looks[BOTH] = _look(both, np.flatnonzero(known), null[BOTH])
-    looks = dict(sorted(looks.items(), key=lambda item: item[1].p_value))
-    first = next(iter(looks.values()))
-    p = first.p_value if len(looks) == 1 else _share(np.searchsorted(null["least p"], first.p_value, side="right"), len(null["least p"]))
-    return Finding(first.position, p, looks)
+    order, count = np.argsort(~known, kind="stable"), int(known.sum())
+    aligned = traits.alignment[None, order[:count]] if traits is not None and count else None
+    spread = traits.spread[None, order] if traits is not None and np.isfinite(traits.spread).all() else None
+    return order, count, _looks(np.log(norms)[None, order], aligned, None if spread is None else np.log(spread))
 
 
-def step_down(norms: Floats, alignment: Floats | None, alpha: float) -> list[Finding]:
+def step_down(norms: Floats, traits: Traits | None, alpha: float) -> list[Finding]:
     """Test the most abnormal class, set it aside while its p-value is at most `alpha`, and go on with the rest.
 
     A backdoor also disturbs the weights of classes near its target: once one is found, further classes are tested by their norms alone, at
@@ -95,7 +111,7 @@ def step_down(norms: Floats, alignment: Floats | None, alpha: float) -> list[Fin
     left, p = np.arange(len(norms)), 0.0
     found: list[Finding] = []
     while len(left) >= FEWEST_CLASSES:
-        step = most_abnormal(norms[left], alignment[left] if alignment is not None and not found else None)
+        step = most_abnormal(norms[left], None if found else traits)
         p = max(p, step.p_value)
         looks = {name: Look(int(left[look.position]), look.statistic, look.p_value) for name, look in step.looks.items()}
         abnormal = p <= alpha if not found else p <= FURTHER * alpha
@@ -130,6 +146,23 @@ def deviations(x: Floats) -> Floats:
     return result
 
 
+def _looks(log_norms: Floats, aligned: Floats | None, spread: Floats | None) -> dict[str, Floats]:
+    """By kind of evidence, the deviations of each class. (draws, C), (draws, those of known alignment) and (draws, C)."""
+    low = deviations(log_norms)
+    looks = {NORM: low}
+    quiet = None if spread is None else deviations(spread)
+    if quiet is not None:
+        looks[QUIET] = np.minimum(low, quiet)
+    if aligned is not None:
+        off, count = deviations(aligned), aligned.shape[1]
+        looks[ALIGNMENT] = np.minimum(low[:, :count], off)
+        if quiet is not None:
+            with np.errstate(invalid="ignore"):
+                both = np.nan_to_num((off + quiet[:, :count]) / np.sqrt(2), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+            looks[ALL] = np.minimum(low[:, :count], both)
+    return looks
+
+
 def _look(statistics: Floats, positions: NDArray[np.intp], null: Floats) -> Look:
     at = int(statistics.argmax())
     reached = len(null) - np.searchsorted(null, statistics[at], side="left")
@@ -141,20 +174,20 @@ def _share(count: np.intp, draws: int) -> float:
 
 
 @lru_cache(maxsize=64)
-def _null(count: int, known: int) -> Mapping[str, Floats]:
-    """Sorted draws of each statistic for `count` independent classes, of which the first `known` have an alignment; the same ones every
-    time. "least p" is the smaller of the two p-values."""
-    rng = np.random.default_rng((count, known))
-    draws = max(2000, min(_DRAWS, _BUDGET // (count + known)))
+def _null(count: int, known: int, quiet: bool) -> Mapping[str, Floats]:
+    """Sorted draws of each statistic for `count` independent classes, of which the first `known` have an alignment, and all a spread
+    if `quiet`; the same ones every time. LEAST_P is the smallest of the p-values."""
+    rng = np.random.default_rng((count, known, int(quiet)))
+    draws = max(2000, min(_DRAWS, _BUDGET // count))
     chunk = max(1, 1_000_000 // count)
-    parts: dict[str, list[Floats]] = {NORM: [], BOTH: []}
+    parts: list[dict[str, Floats]] = []
     for at in range(0, draws, chunk):
         rows = min(chunk, draws - at)
-        low = deviations(rng.standard_normal((rows, count)))
-        parts[NORM].append(low.max(axis=1))
-        if known:
-            parts[BOTH].append(np.minimum(low[:, :known], deviations(rng.standard_normal((rows, known)))).max(axis=1))
-    drawn = {name: np.concatenate(part) for name, part in parts.items() if part}
+        log_norms = rng.standard_normal((rows, count))
+        aligned = rng.standard_normal((rows, known)) if known else None
+        looks = _looks(log_norms, aligned, rng.standard_normal((rows, count)) if quiet else None)
+        parts.append({name: values.max(axis=1) for name, values in looks.items()})
+    drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     null = {name: np.sort(values) for name, values in drawn.items()}
     p = [(1 + draws - np.searchsorted(null[name], values, side="left")) / (1 + draws) for name, values in drawn.items()]
-    return {**null, "least p": np.sort(np.min(p, axis=0))}
+    return {**null, LEAST_P: np.sort(np.min(p, axis=0))}

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tacfast._rust import __version__
-from tacfast.asymmetry import FEWEST_PER_SOURCE, MOST_CLASSES, ShiftFinding, most_abnormal_shift
+from tacfast.asymmetry import FEWEST_PER_SOURCE, MOST_CLASSES
 from tacfast.errors import CheckpointError, ProblemError
-from tacfast.geometry import class_alignment
+from tacfast.geometry import traits
 from tacfast.outliers import mad_index
 from tacfast.pairs import solve_pairs
 from tacfast.progress import counter, timed
@@ -50,9 +50,9 @@ class ScanReport:
     p_value: float | None
     #: Classes that are abnormally easy to reach, the most abnormal first; none for "all-to-all".
     suspects: tuple[Suspect, ...]
-    #: What the backdoor looks like: "all-to-one", "multi-target" or "all-to-all"; None where there is none.
+    #: What the backdoor looks like: "all-to-one", "multi-target", "source-specific" or "all-to-all"; None where there is none.
     kind: Kind | None
-    #: (source, target) classes of an all-to-all backdoor.
+    #: (source, target) classes of an all-to-all or a source-specific backdoor.
     pairs: tuple[tuple[int, int], ...]
     #: What each kind of evidence says by itself.
     evidence: tuple[Evidence, ...]
@@ -62,10 +62,12 @@ class ScanReport:
     status: NDArray[np.str_]
     #: float64 (C,): cosine between a class's weights and the mean latent of its samples, both centred; NaN with too few samples.
     alignment: NDArray[np.float64]
+    #: float64 (C,): standard deviation, on the samples, of the latent channels that the smallest shift uses; NaN without a shift.
+    spread: NDArray[np.float64]
     #: The field's usual index of the smallest norm. Shown, never used.
     mad_index: float | None
-    #: Of the most abnormal class: the share of disjoint halves of the samples that would have named it too, and the share of samples that
-    #: its shift really moves there. None where that was not looked at.
+    #: Of the most abnormal class: the share of disjoint halves of the samples that would have named it (or another suspect) first, and the
+    #: share of samples that its shift really moves there. None where that was not looked at.
     stability: float | None
     moved: float | None
     samples: int
@@ -112,6 +114,7 @@ class ScanReport:
             "norms": _nullable(self.norms),
             "status": self.status.tolist(),
             "alignment": _nullable(self.alignment),
+            "spread": _nullable(self.spread),
             "mad_index": self.mad_index,
             "stability": self.stability,
             "moved": self.moved,
@@ -158,6 +161,7 @@ class ScanReport:
                 norms=norms,
                 status=np.array(data["status"], dtype=np.str_),
                 alignment=np.array([np.nan if v is None else float(v) for v in data["alignment"]]),
+                spread=np.array([np.nan if v is None else float(v) for v in data["spread"]]),
                 mad_index=data["mad_index"],
                 stability=data["stability"],
                 moved=data["moved"],
@@ -217,19 +221,28 @@ def scan_head(
     with timed(timing, "statistics"):
         predictions = _predictions(w, b, z)
         accuracy = None if labels is None else _accuracy(predictions, labels)
-        alignment = class_alignment(w, z, predictions)
+        also = traits(w, z, predictions, solutions.perturbations)
     with timed(timing, "pairs"):
-        shift = _label_shift(w, b, z, predictions, threads)
+        pairs = _pair_norms(w, b, z, predictions, threads)
     with timed(timing, "statistics"):
-        found = judge(solutions, len(z), alignment, shift, alpha)
+        found = judge(solutions, len(z), also, pairs, alpha)
     first = next((e for e in found.evidence if e.target is not None), None)
     stable, moved = None, None
     if first is not None and first.target is not None:
+        named = [s.target for s in found.suspects] or [first.target]
         with timed(timing, "stability"):
-            stable = stability(w, b, z, predictions, target=first.target, kind=first.kind, quantile=quantile, threads=threads)
+            stable = stability(w, b, z, predictions, targets=named, kind=first.kind, quantile=quantile, threads=threads)
             moved = moved_share(w, b, z, solutions.perturbations[first.target], first.target)
         found = with_stability(found, stable)
-    more = {"alignment": alignment, "stability": stable, "moved": moved, "samples": len(z), "clean_accuracy": accuracy, "alpha": alpha}
+    more = {
+        "alignment": also.alignment,
+        "spread": also.spread,
+        "stability": stable,
+        "moved": moved,
+        "samples": len(z),
+        "clean_accuracy": accuracy,
+        "alpha": alpha,
+    }
     return _report(found, solutions, more, timing, dict(file or {}))
 
 
@@ -296,14 +309,14 @@ def _predictions(w: NDArray[Any], b: NDArray[Any] | None, z: NDArray[Any]) -> ND
     return np.concatenate([(part @ w.T + (0 if b is None else b)).argmax(axis=1) for part in parts])
 
 
-def _label_shift(
+def _pair_norms(
     w: NDArray[Any], b: NDArray[Any] | None, z: NDArray[Any], predictions: NDArray[np.int64], threads: int | None
-) -> ShiftFinding | None:
-    """What the pairs of classes say; None where there are too many classes or too few samples of one."""
+) -> NDArray[np.float64] | None:
+    """float64 (C, C), by source and target; None where there are too many classes or too few samples of one."""
     counts = np.bincount(predictions, minlength=len(w))
     if len(w) > MOST_CLASSES or counts.min() < FEWEST_PER_SOURCE:
         return None
-    return most_abnormal_shift(solve_pairs(w, b, z, predictions, threads=threads).norms)
+    return solve_pairs(w, b, z, predictions, threads=threads).norms
 
 
 def _report(found: Judgement, solutions: TacSolutions, more: dict[str, Any], timing: dict[str, float], file: dict[str, Any]) -> ScanReport:

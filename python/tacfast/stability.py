@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
-from tacfast.geometry import class_alignment
-from tacfast.outliers import FEWEST_SAMPLES, NORM, deviations
+from tacfast.geometry import traits
+from tacfast.outliers import FEWEST_CLASSES, FEWEST_SAMPLES, extreme
 from tacfast.solver import solve
 
 #: Splits into two disjoint halves. Halves, not bootstrap samples: these are inconsistent for a maximum (Bickel, Götze & van Zwet 1997).
@@ -21,12 +23,12 @@ def stability(
     latents: NDArray[np.floating],
     predictions: NDArray[np.int64],
     *,
-    target: int,
+    targets: Collection[int],
     kind: str,
     quantile: float,
     threads: int | None,
 ) -> float | None:
-    """The share of disjoint halves of the samples in which the same class is the most abnormal by the same kind of evidence.
+    """The share of disjoint halves of the samples in which one of the targets is the most abnormal class by the same kind of evidence.
 
     None with too many classes, or with too few samples to halve.
     """
@@ -37,18 +39,14 @@ def stability(
         order = rng.permutation(len(latents))
         for half in np.array_split(order, 2):
             part = np.sort(half)
-            solutions = solve(weight, bias, latents[part], quantile=quantile, threads=threads)
-            found = np.full(len(weight), -np.inf)
-            solved = solutions.status == "solved"
-            if solved.sum() > 2:
-                found[solved] = deviations(np.log(solutions.norms[solved])[None])[0]
-            if kind != NORM:
-                alignment = class_alignment(weight, latents[part], predictions[part])
-                known = np.isfinite(alignment)
-                found[~known] = -np.inf
-                if known.sum() > 2:
-                    found[known] = np.minimum(found[known], deviations(alignment[None, known])[0])
-            same.append(int(found.argmax()) == target)
+            found = solve(weight, bias, latents[part], quantile=quantile, threads=threads)
+            solved = np.flatnonzero(found.status == "solved")
+            if len(solved) < FEWEST_CLASSES:
+                same.append(False)
+                continue
+            of_all = traits(weight, latents[part], predictions[part], found.perturbations)
+            at = extreme(found.norms[solved], of_all.of(solved), kind)
+            same.append(at is not None and int(solved[at]) in targets)
     return float(np.mean(same))
 
 

@@ -1,4 +1,4 @@
-"""From solved problems to a verdict. May import: solver's results, outliers, asymmetry, numpy.
+"""From solved problems to a verdict. May import: solver's results, geometry, outliers, asymmetry, numpy.
 
 The significance level is shared between two questions: is a class abnormally easy to reach, and is there a shift of labels whose pairs are?
 Most backdoors are of the first kind, so it gets most of the level (a weighted Bonferroni correction).
@@ -13,18 +13,21 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tacfast.asymmetry import ShiftFinding
-from tacfast.outliers import BOTH, FEWEST_CLASSES, FEWEST_SAMPLES, NORM, Finding, step_down
+from tacfast.asymmetry import most_abnormal_shift, odd_source
+from tacfast.geometry import Traits
+from tacfast.outliers import ALIGNMENT, ALL, FEWEST_CLASSES, FEWEST_SAMPLES, NORM, QUIET, Finding, step_down
 from tacfast.solver import TacSolutions
 
 Verdict = Literal["clean", "backdoored", "inconclusive"]
-Kind = Literal["all-to-one", "multi-target", "all-to-all"]
+Kind = Literal["all-to-one", "multi-target", "source-specific", "all-to-all"]
 
 SHIFT = "label shift"
 #: What the first question gets of the level where both are asked.
 _CLASS_SHARE = 0.8
 #: The share of halves of the samples that must name the first suspect too.
 _STABLE = 0.5
+#: Level at which a suspect's backdoor is said to work from one source class only; the verdict does not depend on it.
+_ODD = 0.01
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Suspect:
 class Evidence:
     """What one kind of evidence says of the whole model, by itself."""
 
-    #: "norm", "norm and alignment" or "label shift".
+    #: "norm", "norm and alignment", "norm and quiet channels", "norm, alignment and quiet channels" or "label shift".
     kind: str
     #: The class that it points to most; None for label shifts.
     target: int | None
@@ -69,35 +72,39 @@ class Judgement:
     evidence: tuple[Evidence, ...] = ()
 
 
-def judge(
-    solutions: TacSolutions, samples: int, alignment: NDArray[np.float64] | None, shift: ShiftFinding | None, alpha: float
-) -> Judgement:
-    """The verdict at level `alpha`; `alignment` (C,) is NaN where unknown."""
+def judge(solutions: TacSolutions, samples: int, traits: Traits, pairs: NDArray[np.float64] | None, alpha: float) -> Judgement:
+    """The verdict at level `alpha` on the solutions for all classes; `pairs` (C, C) are norms by source and target."""
     tested = np.flatnonzero(solutions.status == "solved")
     why = _untestable(solutions, len(tested), samples)
     if why is not None:
         return Judgement("inconclusive", why)
-    norms, classes = solutions.norms[tested], solutions.classes[tested]
+    norms = solutions.norms[tested]
+    shift = None if pairs is None else most_abnormal_shift(pairs)
     part = 1.0 if shift is None else _CLASS_SHARE
-    steps = step_down(norms, None if alignment is None else alignment[tested], alpha * part)
+    steps = step_down(norms, traits.of(tested), alpha * part)
     by_class, by_shift = steps[0].p_value / part, 1.0 if shift is None else shift.p_value / (1 - part)
     p = min(by_class, by_shift, 1.0)
-    evidence = tuple(Evidence(kind, int(classes[k.position]), k.statistic, k.p_value) for kind, k in steps[0].looks.items())
+    evidence = tuple(Evidence(kind, int(tested[k.position]), k.statistic, k.p_value) for kind, k in steps[0].looks.items())
     if shift is not None:
         evidence += (Evidence(SHIFT, None, shift.statistic, shift.p_value),)
     if steps[0].abnormal:
         found = [step for step in steps if step.abnormal]
-        suspects = tuple(Suspect(int(classes[s.position]), s.p_value / part, float(norms[s.position])) for s in found)
+        suspects = tuple(Suspect(int(tested[s.position]), s.p_value / part, float(norms[s.position])) for s in found)
+        reason = _abnormal(suspects, steps[0], p, len(tested))
+        source = None if pairs is None or len(suspects) > 1 else odd_source(pairs, suspects[0].target)
+        if source is not None and source.p_value <= _ODD:
+            pair = (source.source, suspects[0].target)
+            return Judgement("backdoored", f"{reason}; above all from class {pair[0]}", p, suspects, "source-specific", (pair,), evidence)
         kind: Kind = "all-to-one" if len(suspects) == 1 else "multi-target"
-        return Judgement("backdoored", _abnormal(suspects, steps[0], p, len(tested)), p, suspects, kind, (), evidence)
+        return Judgement("backdoored", reason, p, suspects, kind, (), evidence)
     if shift is not None and by_shift <= alpha:
         y = np.arange(len(solutions.norms))
-        pairs = tuple(zip(y.tolist(), ((y + shift.shift) % len(y)).tolist(), strict=True))
+        moves = tuple(zip(y.tolist(), ((y + shift.shift) % len(y)).tolist(), strict=True))
         reason = (
             f"samples move from class y to y + {shift.shift} (modulo {len(y)}) more easily than back, over all classes: "
             f"{shift.statistic:.1f} standard deviations (p = {p:.2g})"
         )
-        return Judgement("backdoored", reason, p, (), "all-to-all", pairs, evidence)
+        return Judgement("backdoored", reason, p, (), "all-to-all", moves, evidence)
     missing = solutions.classes[~solutions.certified]
     if len(missing):
         reason = f"the solver could not certify {len(missing)} classes (class {missing[0]} first), and one may hide among them"
@@ -113,7 +120,7 @@ def with_stability(found: Judgement, stability: float | None) -> Judgement:
         f"class {found.suspects[0].target} stands out (p = {found.p_value:.2g}), but only in {stability:.0%} of halves of the samples: "
         "add clean samples, above all of classes that have few"
     )
-    return replace(found, verdict="inconclusive", reason=reason, suspects=(), kind=None)
+    return replace(found, verdict="inconclusive", reason=reason, suspects=(), kind=None, pairs=())
 
 
 def _untestable(solutions: TacSolutions, tested: int, samples: int) -> str | None:
@@ -130,17 +137,21 @@ def _untestable(solutions: TacSolutions, tested: int, samples: int) -> str | Non
     return None
 
 
+_ALSO = {
+    ALIGNMENT: "and the alignment of its weights with its own samples",
+    QUIET: "and the clean activity of the channels that it uses",
+    ALL: "and the alignment of its weights, with the clean activity of the channels that it uses,",
+}
+
+
 def _abnormal(suspects: Sequence[Suspect], first: Finding, p: float, tested: int) -> str:
     names = ", ".join(str(s.target) for s in suspects)
     what = f"the shift into class {names} is" if len(suspects) == 1 else f"the shifts into classes {names} are"
-    look = first.looks[NORM]
-    how = f"{look.statistic:.1f} standard deviations below the mean of the other log norms"
-    both = first.looks.get(BOTH)
-    if both is not None and both.p_value < look.p_value:
-        how = (
-            "its norm and the alignment of its weights with its own samples both lie "
-            f"{both.statistic:.1f} standard deviations or more below the others'"
-        )
+    kind, look = next(iter(first.looks.items()))
+    if kind == NORM:
+        how = f"{look.statistic:.1f} standard deviations below the mean of the other log norms"
+    else:
+        how = f"its norm {_ALSO[kind]} both lie {look.statistic:.1f} standard deviations or more below the others'"
     return f"{what} abnormally small: {how} (p = {p:.2g} over {tested} classes)"
 
 
