@@ -7,13 +7,13 @@ is merely easy to reach has a small norm and nothing else.
 
 The null distribution is that of C independent classes with normal log norms and traits, by simulation for that very C: having picked
 the most abnormal class, and the look that showed it, is accounted for (the smallest p-value of all is itself a statistic: Westfall &
-Young 1993, sec. 2.3).
+Young 1993, sec. 2.3). With many classes a norm must also stand out from the other small norms, whatever their distribution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -28,6 +28,9 @@ FEWEST_CLASSES = 4
 
 #: With fewer samples the norms' own scatter, which differs from class to class, is taken for a backdoor too often.
 FEWEST_SAMPLES = 50
+
+#: From so many classes on the norms' tail is looked at as it is: it is heavier than a normal one.
+TAIL_CLASSES = 100
 
 #: Of the level, what is left for classes after the first.
 FURTHER = 0.2
@@ -77,6 +80,8 @@ def most_abnormal(norms: Floats, traits: Traits | None = None) -> Finding:
     order, known, looks = _classes_first(norms, traits)
     null = _null(len(norms), known, QUIET in looks)
     found = {name: _look(values[0], order, null[name]) for name, values in looks.items()}
+    if len(norms) >= TAIL_CLASSES:
+        found[NORM] = replace(found[NORM], p_value=max(found[NORM].p_value, _tail_p(np.log(norms))))
     found = dict(sorted(found.items(), key=lambda item: item[1].p_value))
     first = next(iter(found.values()))
     reached = np.searchsorted(null[LEAST_P], first.p_value, side="right")
@@ -167,6 +172,16 @@ def _look(statistics: Floats, positions: NDArray[np.intp], null: Floats) -> Look
     at = int(statistics.argmax())
     reached = len(null) - np.searchsorted(null, statistics[at], side="left")
     return Look(int(positions[at]), float(statistics[at]), _share(reached, len(null)))
+
+
+def _tail_p(log_norms: Floats) -> float:
+    """How likely the smallest is so far below the next, whatever the distribution: the gaps between the smallest of many independent
+    numbers are those of exponential ones, the i-th in proportion to 1/i (Weissman 1978), so their ratio has an F distribution."""
+    count = len(log_norms) // 20
+    gaps = np.diff(np.sort(log_norms)[: count + 1]) * np.arange(1, count + 1)
+    others = gaps[1:].mean()
+    ratio = gaps[0] / others if others > 0 else np.inf if gaps[0] > 0 else 0.0
+    return float((1 + ratio / (count - 1)) ** -(count - 1))
 
 
 def _share(count: np.intp, draws: int) -> float:
