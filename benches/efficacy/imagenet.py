@@ -168,7 +168,8 @@ def clean(
     report = scan_captured(captured, {"latents": time.perf_counter() - start}, threads=threads)
     out.print(f"{report!r}\n{report.reason}; accuracy {report.clean_accuracy:.4f}, MAD index {report.mad_index:.1f}")
     out.print("seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in report.timing_s.items()))
-    out.print(f"all but the forward passes: {100 * (1 - report.timing_s['latents'] / sum(report.timing_s.values())):.2f} %")
+    rest = report.timing_s["solve"] + report.timing_s["statistics"]
+    out.print(f"solve and statistics, of them and the forward passes: {rest / (rest + report.timing_s['latents']):.2%}")
     smallest = np.argsort(report.norms)[:5]
     out.print("smallest norms: " + ", ".join(f"{k}: {report.norms[k]:.3f}" for k in smallest) + f"; median {np.median(report.norms):.3f}")
     for name, gap in all_gaps(captured, report, threads).items():

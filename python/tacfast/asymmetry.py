@@ -18,7 +18,7 @@ from tacfast.outliers import FEWEST_CLASSES, NORM, most_abnormal
 Floats = NDArray[np.float64]
 
 #: Samples that each source class needs, for its largest margins to say something.
-FEWEST_PER_SOURCE = 10
+FEWEST_PER_SOURCE = 5
 #: Pairs of so many classes are solved in a second or so.
 MOST_CLASSES = 200
 _DRAWS = 20_000
