@@ -99,6 +99,13 @@ def test_alignment_is_the_cosine_of_centred_weights_and_means(rng: np.random.Gen
     assert np.isnan(class_alignment(w, z[: 3 * FEWEST_PER_CLASS - 1], y[: 3 * FEWEST_PER_CLASS - 1])[2])
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e150])
+def test_traits_do_not_depend_on_units(scale: float, rng: np.random.Generator) -> None:
+    w, z, y, s = rng.normal(size=(4, 6)), rng.normal(size=(100, 6)), np.arange(100) % 4, rng.normal(size=(4, 6))
+    assert class_alignment(w * scale, z / scale, y) == pytest.approx(class_alignment(w, z, y))
+    assert shift_spread(s * scale, z / scale) * scale == pytest.approx(shift_spread(s, z))
+
+
 def test_spread_is_that_of_the_channels_in_use(rng: np.random.Generator) -> None:
     z = rng.normal(size=(20_000, 3)) * [0.5, 2.0, 1e-9]
     got = shift_spread(np.array([[7.0, 0, 0], [0, -3, 0], [0, 0, 1], [1, 4, 0], [0, 0, 0], [np.nan, 0, 0]]), z)

@@ -55,9 +55,10 @@ def class_alignment(weight: NDArray[np.floating], latents: NDArray[np.floating],
     starts = np.concatenate([[0], np.cumsum(counts[present])[:-1]])
     means[present] = np.add.reduceat(latents[order], starts, axis=0, dtype=np.float64) / counts[present, None]
     usable = counts >= FEWEST_PER_CLASS
+    rows, centres = _in_units(weight), _in_units(means)
     alignment = np.full(len(weight), np.nan)
     if usable.any():
-        w, m = weight[usable] - weight.mean(axis=0), means[usable] - means[usable].mean(axis=0)
+        w, m = rows[usable] - rows.mean(axis=0), centres[usable] - centres[usable].mean(axis=0)
         lengths = np.linalg.norm(w, axis=1) * np.linalg.norm(m, axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             alignment[usable] = np.where(lengths > 0, (w * m).sum(axis=1) / lengths, np.nan)
@@ -74,9 +75,17 @@ def shift_spread(shifts: Floats, latents: NDArray[np.floating]) -> Floats:
     Returns:
         float64 (C,): NaN where a shift vanishes or is not finite.
     """
-    deviation = latents.std(axis=0, dtype=np.float64)
+    unit = float(np.abs(latents).max())
+    deviation = _in_units(latents).std(axis=0, dtype=np.float64)
     # A channel that never moves would rule everything.
     deviation = np.maximum(deviation, 1e-3 * deviation.max())
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread: Floats = np.linalg.norm(shifts, axis=1) / np.linalg.norm(shifts / deviation, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        shifts = shifts / np.abs(shifts).max(axis=1, keepdims=True)
+        spread: Floats = unit * np.linalg.norm(shifts, axis=1) / np.linalg.norm(shifts / deviation, axis=1)
     return np.where(np.isfinite(spread) & (spread > 0), spread, np.nan)
+
+
+def _in_units(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """With a largest entry of one, so that squares neither overflow nor vanish."""
+    unit = np.abs(values).max()
+    return values / unit if unit > 0 else values

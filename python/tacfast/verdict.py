@@ -27,7 +27,7 @@ _CLASS_SHARE = 0.8
 #: The share of halves of the samples that must name the first suspect too.
 _STABLE = 0.5
 #: Level at which a suspect's backdoor is said to work from one source class only; the verdict does not depend on it.
-_ODD = 0.01
+_ODD = 0.002
 
 
 @dataclass(frozen=True)
