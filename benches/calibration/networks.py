@@ -25,8 +25,8 @@ class Seeds(str, Enum):
     even = "even"
     all = "all"
 
-    def holds(self, line: Line) -> bool:
-        return self is Seeds.all or self is (Seeds.even, Seeds.odd)[line["seed"] % 2]
+    def holds(self, seed: int) -> bool:
+        return self is Seeds.all or self is (Seeds.even, Seeds.odd)[seed % 2]
 
 
 def read_networks(folders: Iterable[Path]) -> list[Line]:

@@ -117,7 +117,7 @@ def sections(tables: Tables) -> Iterator[tuple[str, str]]:
 
 def reported(every: Sequence[Line], outcomes: Mapping[str, Outcome], seeds: Seeds) -> tuple[list[Line], str]:
     """The scanned lines of these seeds, and a sentence that says so."""
-    wanted = [line for line in every if seeds.holds(line)]
+    wanted = [line for line in every if seeds.holds(line["seed"])]
     lines = [line for line in wanted if line["key"] in outcomes]
     apart = f"; {len(wanted) - len(lines)} more have no scan" if len(lines) < len(wanted) else ""
     recipe = lines[0]["recipe"] if lines else "-"

@@ -27,6 +27,7 @@ import typer
 from data import Data, read
 from learned import learned_backdoors
 from measure import behaviour, head_arrays, statistics, truth
+from networks import Seeds
 from plan import LEARNED, Job, backdoors, plan
 from recipe import RECIPE, load_net, train
 from results import append_line, read_lines
@@ -39,6 +40,7 @@ from tacfast.scan import scan
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 DataOption = Annotated[list[str], typer.Option("--data", help="NAME=FILE.npz; repeat for several data sets.")]
 Rounds = Annotated[int, typer.Option(help="Rounds of the plan.")]
+SeedsOption = Annotated[Seeds, typer.Option(help="Networks that are trained.")]
 
 
 class Stopped(Exception):
@@ -138,10 +140,14 @@ def read_all(given: list[str]) -> dict[str, Data]:
     return {name: read(name, path) for name, _, path in named}
 
 
+def chosen(data: dict[str, Data], rounds: int, seeds: Seeds) -> list[Job]:
+    return [job for job in plan({name: d.classes for name, d in data.items()}, rounds) if seeds.holds(job.seed)]
+
+
 @app.command("plan")
-def show(data: DataOption, rounds: Rounds = 40) -> None:
+def show(data: DataOption, rounds: Rounds = 40, seeds: SeedsOption = Seeds.all) -> None:
     """Print the jobs in order."""
-    for job in plan({name: d.classes for name, d in read_all(data).items()}, rounds):
+    for job in chosen(read_all(data), rounds, seeds):
         print(job.key)
 
 
@@ -150,6 +156,7 @@ def run(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     rounds: Rounds = 40,
+    seeds: SeedsOption = Seeds.all,
     workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 2,
 ) -> None:
     """Train what the plan asks for and is not yet in the results."""
@@ -157,7 +164,7 @@ def run(
     for name in ("heads", "models", "claims"):
         (out / name).mkdir(parents=True, exist_ok=True)
     sets = read_all(data)
-    jobs = list(plan({name: d.classes for name, d in sets.items()}, rounds))
+    jobs = chosen(sets, rounds, seeds)
     # Forked, so that the data lies in memory once and every process shows the same command line.
     context = multiprocessing.get_context("fork")
     crew = [context.Process(target=work, args=(jobs, sets, out)) for _ in range(workers)]
