@@ -180,7 +180,9 @@ fn run(
                 return Vec::new();
             }
             let memory = std::mem::take(&mut space.margins);
-            let peaks = control.timed(Stage::Collapse, || Peaks::new(&logits, problem, targets, settings.quantile, memory));
+            let peaks = control.timed(Stage::Collapse, || {
+                Peaks::new(&logits, problem, targets, settings.quantile, memory, control)
+            });
             let groups = (0..logits.layout.groups()).filter(|&g| logits.layout.size_of(g) > 0);
             let pairs: Vec<(usize, usize)> = (0..targets.len())
                 .flat_map(|t| groups.clone().map(move |g| (t, g)))

@@ -58,7 +58,15 @@ pub struct Peaks<'a, 'p> {
 
 impl<'a, 'p> Peaks<'a, 'p> {
     /// `memory` is what an earlier one left: fresh pages cost more than what is written to them.
-    pub fn new(logits: &'a Logits, problem: &'a Problem<'p>, targets: &'a [usize], quantile: f64, memory: Vec<Lane>) -> Self {
+    /// What a cancelled one holds is of no use.
+    pub fn new(
+        logits: &'a Logits,
+        problem: &'a Problem<'p>,
+        targets: &'a [usize],
+        quantile: f64,
+        memory: Vec<Lane>,
+        control: &Control,
+    ) -> Self {
         let layout = &logits.layout;
         let places: Vec<usize> = (0..layout.groups()).map(|g| place(layout.size_of(g), quantile)).collect();
         let mut count = 0..;
@@ -75,7 +83,7 @@ impl<'a, 'p> Peaks<'a, 'p> {
         if peaks.places.contains(&1) {
             peaks.fill_maxima();
         }
-        peaks.fill_ranked();
+        peaks.fill_ranked(control);
         peaks
     }
 
@@ -111,7 +119,7 @@ impl<'a, 'p> Peaks<'a, 'p> {
         }
     }
 
-    fn fill_ranked(&mut self) {
+    fn fill_ranked(&mut self, control: &Control) {
         let (logits, panels, mut scratch) = (self.logits, self.logits.panels(), Scratch::default());
         let groups: Vec<usize> = (0..self.places.len()).filter(|&g| self.places[g] > 1).collect();
         self.ranked.resize(self.targets.len() * groups.len() * panels, [0.0; LANES]);
@@ -123,7 +131,8 @@ impl<'a, 'p> Peaks<'a, 'p> {
                 .map(|targets| Own::new(blocks.clone().map(|block| own_logits(logits, block, targets)).collect()))
                 .collect();
             let mut rivals = Panel::default();
-            for panel in 0..panels {
+            // With many classes this takes seconds a task.
+            for panel in (0..panels).take_while(|_| !control.cancelled()) {
                 rivals.load(blocks.clone().map(|block| logits.panel(block, panel)).collect());
                 for (tile, own) in own.iter().enumerate() {
                     let found = mth_largest(own, &rivals, self.places[group], &mut scratch);
