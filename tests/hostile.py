@@ -46,7 +46,7 @@ def read(file: Path) -> None:
     from tacfast.checkpoints import read_weights
     from tacfast.files import read_npz
     from tacfast.images import read_images
-    from tacfast.scan import ScanReport
+    from tacfast.report import ScanReport
 
     suffix = file.suffix
     if suffix == ".npz":

@@ -12,7 +12,7 @@ from sources import CASES, CLASSES, make_images
 from typer.testing import CliRunner
 
 from tacfast.cli import app
-from tacfast.scan import ScanReport
+from tacfast.report import ScanReport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 README = (Path(__file__).parent.parent / "README.md").read_text()

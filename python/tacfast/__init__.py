@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from tacfast._rust import __version__
 from tacfast.errors import CheckpointError, ModelError, ProblemError, SolveError, TacfastError
+from tacfast.outcome import RepairResult
 from tacfast.pairs import PairSolutions, solve_pairs
-from tacfast.repair import RepairResult, repair
-from tacfast.scan import ScanReport, scan, scan_head
+from tacfast.repair import repair
+from tacfast.report import ScanReport
+from tacfast.scan import scan, scan_head
 from tacfast.solver import TacSolutions, solve
 from tacfast.verdict import Evidence, Suspect
 

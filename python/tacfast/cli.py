@@ -19,7 +19,8 @@ from rich.markup import escape
 from tacfast import __version__
 from tacfast.errors import CheckpointError, ProblemError, TacfastError
 from tacfast.progress import counter, timed
-from tacfast.scan import ScanReport, scan_captured, scan_head
+from tacfast.report import ScanReport
+from tacfast.scan import scan_captured, scan_head
 from tacfast.solver import TacSolutions
 from tacfast.solver import solve as solve_arrays
 from tacfast.terminal import err, note, out, show_bench, show_demo, show_repair, show_scan, show_solutions, warn

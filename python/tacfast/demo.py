@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tacfast.heads import capture, evaluating
+from tacfast.outcome import RepairResult
 from tacfast.progress import track
-from tacfast.repair import RepairResult, repair
-from tacfast.scan import ScanReport, scan
+from tacfast.repair import repair
+from tacfast.report import ScanReport
+from tacfast.scan import scan
 from tacfast.solver import solve
 
 TARGET = 7

@@ -1,4 +1,4 @@
-"""The same model with the backdoor gone. May import: solver, scan, errors; methods, heads (and torch) when called."""
+"""The same model with the backdoor gone. May import: outcome, report, scan, solver, errors; methods, heads (and torch) when called."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import copy
 import inspect
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tacfast._rust import __version__
 from tacfast.errors import ModelError, ProblemError
+from tacfast.outcome import Method, RepairResult, State
 from tacfast.progress import timed
-from tacfast.scan import QUANTILE, ScanReport, scan_captured
+from tacfast.report import ScanReport
+from tacfast.scan import QUANTILE, scan_captured
 from tacfast.solver import solve
 
 if TYPE_CHECKING:
@@ -24,73 +24,11 @@ if TYPE_CHECKING:
     from tacfast.heads import Captured
     from tacfast.methods import Route
 
-SCHEMA = "tacfast.repair/1"
-
-Method = Literal["unlearn", "finetune", "equalize", "head", "prune"]
-
 #: Share of the clean samples that no method trains on.
 _HELD_OUT = 0.1
 _FEWEST_IMAGES = 20
 #: Images per forward pass where nothing is trained.
 _FORWARD_BATCH = 250
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """A model before or after a repair. Accuracies are on the clean samples that were held out of it."""
-
-    clean_accuracy: float
-    #: Share of samples that keep their class when their latents are shifted by s_p, worst target; None without targets.
-    recovery_accuracy: float | None
-    #: float64 (C,): norms of all classes, as in a scan.
-    norms: NDArray[np.float64]
-
-    def to_dict(self) -> dict[str, Any]:
-        norms = [float(v) if np.isfinite(v) else None for v in self.norms]
-        return {"clean_accuracy": self.clean_accuracy, "recovery_accuracy": self.recovery_accuracy, "norms": norms}
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class RepairResult:
-    """A repaired copy and what became of it."""
-
-    #: The repaired copy on the CPU, in eval mode; None when there was nothing to do.
-    model: nn.Module | None
-    method: Method
-    #: The classes whose backdoor was removed.
-    targets: tuple[int, ...]
-    before: State
-    after: State | None
-    #: Clean samples used, held out ones included.
-    samples: int
-    #: True where the classes came with the data, False where the model's own predictions stood in for them.
-    labelled: bool
-    settings: Mapping[str, Any]
-    timing_s: Mapping[str, float]
-    file: Mapping[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        if self.after is None:
-            return "RepairResult(nothing to do)"
-        before, after = self.before.clean_accuracy, self.after.clean_accuracy
-        return f"RepairResult({self.method}, targets={list(self.targets)}, clean accuracy {before:.3f} -> {after:.3f})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the model, as JSON can hold it: schema `tacfast.repair/1`."""
-        return {
-            "schema": SCHEMA,
-            "tool_version": __version__,
-            "repaired": self.after is not None,
-            "method": self.method,
-            "targets": list(self.targets),
-            "before": self.before.to_dict(),
-            "after": None if self.after is None else self.after.to_dict(),
-            "samples": self.samples,
-            "labelled": self.labelled,
-            "settings": dict(self.settings),
-            "timing_s": dict(self.timing_s),
-            "file": dict(self.file),
-        }
 
 
 def repair(

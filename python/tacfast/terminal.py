@@ -1,4 +1,4 @@
-"""What people see: the two consoles and the tables. May import: rich, scan, solver; the rest for its types only."""
+"""What people see: the two consoles and the tables. May import: rich, report, solver; the rest for its types only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tacfast.scan import ScanReport
+from tacfast.report import ScanReport
 from tacfast.solver import TacSolutions
 
 if TYPE_CHECKING:
     from tacfast.bench import BenchResult
     from tacfast.demo import DemoResult
-    from tacfast.repair import RepairResult
+    from tacfast.outcome import RepairResult
 
 _VERDICT_STYLE = {"clean": "green", "backdoored": "bold red", "inconclusive": "yellow"}
 #: Classes listed in a table before it is cut.
