@@ -12,6 +12,7 @@ import corrupt
 import curves
 import networks
 import numpy as np
+import plan
 import plots
 import pytest
 import report
@@ -23,7 +24,7 @@ import typer
 import variants
 from data import read
 from measure import head_arrays
-from recipe import make_net
+from recipe import ARCHITECTURES, make_net
 from results import append_line
 from typer.testing import CliRunner
 
@@ -303,3 +304,10 @@ def test_lines_are_json_of_one_line(folder: Path) -> None:
     scans.scan_networks(networks.read_networks([folder]), 0.05, shown=False)
     for text in (folder / "scans.jsonl").read_text().splitlines():
         assert {"network", "head", "rule", "alpha", "verdict", "p"} <= set(json.loads(text))
+
+
+def test_a_key_names_its_job():
+    jobs = list(plan.plan({"gtsrb": 43, "cifar10": 10}, rounds=12))
+    assert [plan.Job.parse(job.key, tuple(ARCHITECTURES)) for job in jobs] == jobs
+    with pytest.raises(ValueError, match="DATASET-ARCH-ATTACK"):
+        plan.Job.parse("gtsrb-resnet50-badnets-0.1-3-1", tuple(ARCHITECTURES))

@@ -8,6 +8,7 @@ seed: rules are chosen on even seeds and reported on odd ones.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,6 +62,20 @@ class Job:
         """Names the job in results, files and locks."""
         target = "none" if self.target is None else self.target
         return f"{self.dataset}-{self.arch}-{self.attack}-{self.rate:g}-{target}-{self.seed}"
+
+    @classmethod
+    def parse(cls, key: str, archs: tuple[str, ...]) -> Job:
+        """The job of a key, for networks beside the plan.
+
+        Raises:
+            ValueError: it is not a key.
+        """
+        names = "|".join(sorted(archs, key=len, reverse=True))
+        found = re.fullmatch(rf"([^-]+)-({names})-([a-z-]+)-([0-9.]+)-(none|[0-9]+)-([0-9]+)", key)
+        if found is None:
+            raise ValueError(f"a network's key is DATASET-ARCH-ATTACK-RATE-TARGET-SEED, got {key!r}")
+        dataset, arch, attack, rate, target, seed = found.groups()
+        return cls(dataset, arch, attack, float(rate), None if target == "none" else int(target), int(seed))
 
     def to_dict(self) -> dict[str, Any]:
         return {"key": self.key, **asdict(self)}

@@ -29,7 +29,7 @@ from learned import learned_backdoors
 from measure import behaviour, head_arrays, statistics, truth
 from networks import Seeds
 from plan import LEARNED, Job, backdoors, plan
-from recipe import RECIPE, load_net, train
+from recipe import ARCHITECTURES, RECIPE, load_net, train
 from results import append_line, read_lines
 
 from tacfast.attacks import Backdoor, Poisoning, choose
@@ -158,6 +158,7 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     rounds: Rounds = 40,
     seeds: SeedsOption = Seeds.all,
+    network: Annotated[list[str] | None, typer.Option(help="Only these, by key, whether the plan has them or not.")] = None,
     workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 2,
 ) -> None:
     """Train what the plan asks for and is not yet in the results."""
@@ -165,7 +166,7 @@ def run(
     for name in ("heads", "models", "claims"):
         (out / name).mkdir(parents=True, exist_ok=True)
     sets = read_all(data)
-    jobs = chosen(sets, rounds, seeds)
+    jobs = [Job.parse(key, tuple(ARCHITECTURES)) for key in network] if network else chosen(sets, rounds, seeds)
     # Forked, so that the data lies in memory once and every process shows the same command line.
     context = multiprocessing.get_context("fork")
     crew = [context.Process(target=work, args=(jobs, sets, out)) for _ in range(workers)]

@@ -82,28 +82,37 @@ def attempt(subject: Subject, job: Attempt, models: Path | None) -> dict[str, An
             report = tacfast.scan(subject.model, _batches(images, labels), device="cpu")
             named = report.targets
         line["named"] = list(named)
-        repaired = _repaired(subject, job, named)
+        repaired, told = _repaired(subject, job, named)
     except (NotApplicable, tacfast.TacfastError) as error:
         return line | {"refused": f"{type(error).__name__}: {error}"}
     line |= {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+    if told is not None:
+        line["told"] = told
     measured = subject.before, behaviour(repaired, subject.doors, subject.targets, *subject.rest)
     if models is not None:
         save_safetensors(repaired, models / f"{job.key}.safetensors", {})
     return rounded(line | {"before": measured[0], "after": measured[1], "der": effectiveness(*measured)})
 
 
-def _repaired(subject: Subject, job: Attempt, named: tuple[int, ...]) -> nn.Module:
-    """In eval mode. A method that needs targets and is given none leaves the network as it is: a backdoor that a scan missed stays."""
+def _repaired(subject: Subject, job: Attempt, named: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any] | None]:
+    """In eval mode, and what `tacfast.repair` says of it, norms apart.
+
+    A method that needs targets and is given none leaves the network as it is: a backdoor that a scan missed stays.
+    """
     name = job.method.name
     images, labels = subject.clean(job.share)
     if name == "clean-twin":
-        return subject.twin()
+        return subject.twin(), None
     if name == "none" or (not named and (name == "nc" or name.startswith(_TACFAST))):
-        return subject.copied()
+        return subject.copied(), None
     if name.startswith(_TACFAST):
         how: dict[str, Any] = {"method": name.removeprefix(_TACFAST), **job.method.options}
         result = tacfast.repair(subject.model, _batches(images, labels), targets=list(named), seed=job.seed, device="cpu", **how)
-        return subject.copied() if result.model is None else result.model
+        if result.model is None or result.after is None:
+            return subject.copied(), None
+        states = {"before": result.before.to_dict(), "after": result.after.to_dict()}
+        told = {when: {key: value for key, value in state.items() if key != "norms"} for when, state in states.items()}
+        return result.model, told | {"method": result.method, "settings": dict(result.settings), "timing_s": dict(result.timing_s)}
     task = Task(
         subject.model,
         images,
@@ -115,7 +124,7 @@ def _repaired(subject: Subject, job: Attempt, named: tuple[int, ...]) -> nn.Modu
         view=subject.view(),
         bfloat16=job.bfloat16 and subject.bfloat16,
     )
-    return DEFENCES[name](task)
+    return DEFENCES[name](task), None
 
 
 def _batches(images: Any, labels: Any) -> list[tuple[Any, Any]]:

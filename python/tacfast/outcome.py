@@ -24,14 +24,27 @@ class State:
     """A model before or after a repair. Accuracies are on the clean samples that were held out of it."""
 
     clean_accuracy: float
+    #: The same on the samples of the target class, the worst of several; None where none was held out.
+    target_accuracy: float | None
+    #: Share of samples that get the same class as before the repair.
+    agreement: float
     #: Share of samples that keep their class when their latents are shifted by s_p, worst target; None without targets.
     recovery_accuracy: float | None
+    #: Share of samples that a universal perturbation of the input, made anew, sends to the target; None without targets.
+    reach: float | None
     #: float64 (C,): norms of all classes, as in a scan.
     norms: NDArray[np.float64]
 
     def to_dict(self) -> dict[str, Any]:
         norms = [float(v) if np.isfinite(v) else None for v in self.norms]
-        return {"clean_accuracy": self.clean_accuracy, "recovery_accuracy": self.recovery_accuracy, "norms": norms}
+        return {
+            "clean_accuracy": self.clean_accuracy,
+            "target_accuracy": self.target_accuracy,
+            "agreement": self.agreement,
+            "recovery_accuracy": self.recovery_accuracy,
+            "reach": self.reach,
+            "norms": norms,
+        }
 
 
 @dataclass(frozen=True, repr=False, eq=False)

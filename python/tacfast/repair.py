@@ -6,6 +6,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -78,7 +79,7 @@ def repair(
     import torch
 
     from tacfast.heads import capture
-    from tacfast.methods import METHODS, Job, routes_of, trainable
+    from tacfast.methods import METHODS, Job, reach, routes_of, trainable
 
     options = _options(method, {"beta": beta, "strength": strength, "lr": lr, "epochs": epochs, "budget": budget}, seed)
     timing: dict[str, float] = {}
@@ -97,16 +98,22 @@ def repair(
         routes = routes_of(captured, labels, chosen, report.pairs if targets is None else ())
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
     held, train = order.tensor_split([max(1, round(_HELD_OUT * len(images)))])
-    before = _state(captured, held, labels, routes)
-    repaired, after = None, None
-    if routes:
+    state = partial(_state, held=held, labels=labels, routes=routes, answers=captured.predictions)
+    if not routes:
+        before, after, repaired = state(captured, None), None, None
+    else:
         repaired = copy.deepcopy(model)
         job = Job(captured, images, labels, train, routes, device, seed, progress)
-        with timed(timing, method), trainable(repaired):
-            METHODS[method](repaired, job, **options)
+        with trainable(repaired):
+            with timed(timing, "check"):
+                before = state(captured, reach(repaired, job, held))
+            with timed(timing, method):
+                METHODS[method](repaired, job, **options)
+            with timed(timing, "check"):
+                reached = reach(repaired, job, held)
         repaired = repaired.cpu().eval()
         with timed(timing, "check"):
-            after = _state(capture(repaired, batches, device=device), held, labels, routes)
+            after = state(capture(repaired, batches, device=device), reached)
     settings = {**options, "seed": seed}
     return RepairResult(
         repaired, method, chosen, before, after, len(images), given is not None, settings, timing, file=dict(file or {})
@@ -167,13 +174,27 @@ def _collect(loader: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
     return images, torch.cat(labels) if len(labels) == len(batches) else None
 
 
-def _state(captured: Captured, held: Tensor, labels: Tensor, routes: tuple[Route, ...]) -> State:
+def _state(
+    captured: Captured, reached: float | None, *, held: Tensor, labels: Tensor, routes: tuple[Route, ...], answers: NDArray[np.int64]
+) -> State:
+    """What is told of a model; `answers` are the classes that the unrepaired one gives all samples."""
+    from tacfast.methods import targets_of
+
     w = captured.weight.astype(np.float64)
     b = 0.0 if captured.bias is None else captured.bias.astype(np.float64)
     z, y = captured.latents[held.numpy()].astype(np.float64), labels[held].numpy()
 
-    def accuracy(latents: NDArray[np.float64]) -> float:
-        return float(np.mean((latents @ w.T + b).argmax(1) == y))
+    def right(latents: NDArray[np.float64]) -> NDArray[np.bool_]:
+        hits: NDArray[np.bool_] = (latents @ w.T + b).argmax(1) == y
+        return hits
 
-    norms = solve(captured.weight, captured.bias, captured.latents, quantile=QUANTILE).norms
-    return State(accuracy(z), min((accuracy(z + r.shifts[y].numpy()) for r in routes), default=None), norms)
+    hits = right(z)
+    targets = targets_of(routes)
+    return State(
+        clean_accuracy=float(hits.mean()),
+        target_accuracy=min((float(hits[y == p].mean()) for p in targets if (y == p).any()), default=None),
+        agreement=float(np.mean(captured.predictions[held.numpy()] == answers[held.numpy()])),
+        recovery_accuracy=min((float(right(z + r.shifts[y].numpy()).mean()) for r in routes), default=None),
+        reach=reached,
+        norms=solve(captured.weight, captured.bias, captured.latents, quantile=QUANTILE).norms,
+    )

@@ -104,6 +104,11 @@ def show_repair(result: RepairResult) -> None:
     table = _table("on held-out clean samples", "before", "after")
     table.add_row("clean accuracy", f"{before.clean_accuracy:.1%}", f"{after.clean_accuracy:.1%}")
     table.add_row("accuracy on shifted latents", f"{before.recovery_accuracy:.1%}", f"{after.recovery_accuracy:.1%}")
+    if before.target_accuracy is not None and after.target_accuracy is not None:
+        table.add_row("accuracy on the target class", f"{before.target_accuracy:.1%}", f"{after.target_accuracy:.1%}")
+    if before.reach is not None and after.reach is not None:
+        table.add_row("reached by a universal perturbation", f"{before.reach:.1%}", f"{after.reach:.1%}")
+    table.add_row("same class as before", "", f"{after.agreement:.1%}")
     for k in result.targets:
         table.add_row(f"norm of class {k}", f"{before.norms[k]:.4g}", f"{after.norms[k]:.4g}")
     out.print(table)

@@ -12,7 +12,8 @@ from tacfast.methods.equalize import equalize
 from tacfast.methods.finetune import finetune
 from tacfast.methods.head import train_head
 from tacfast.methods.prune import prune
-from tacfast.methods.routes import Route, routes_of
+from tacfast.methods.reach import reach
+from tacfast.methods.routes import Route, routes_of, targets_of
 from tacfast.methods.training import Job, trainable
 from tacfast.methods.unlearn import unlearn
 
@@ -25,4 +26,17 @@ METHODS: dict[str, Callable[..., None]] = {
     "prune": prune,
 }
 
-__all__ = ["METHODS", "Job", "Route", "equalize", "finetune", "prune", "routes_of", "train_head", "trainable", "unlearn"]
+__all__ = [
+    "METHODS",
+    "Job",
+    "Route",
+    "equalize",
+    "finetune",
+    "prune",
+    "reach",
+    "routes_of",
+    "targets_of",
+    "train_head",
+    "trainable",
+    "unlearn",
+]

@@ -7,6 +7,8 @@ latents, and found by projected gradient steps (universal perturbations: Moosavi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -76,16 +78,22 @@ class Perturbations:
         route, pattern = self.routes[slot % len(self.routes)], self.patterns[slot]
         steps = _STEPS
         if pattern is None or self.uses[slot] >= _LIFE:
-            noise = torch.randn(self.shape, generator=self.generator).to(images)
-            pattern, self.uses[slot], steps = noise * (_STEP * self.room.radius / noise.norm()), 0, _FIRST
+            pattern, self.uses[slot], steps = fresh(self.shape, self.room, self.generator).to(images), 0, _FIRST
         wanted = route.wanted[labels]
         for _ in range(steps):
-            pattern = _step(model, images, wanted, pattern, self.room)
+            pattern = step(model, images, wanted, pattern, self.room)
         self.patterns[slot], self.uses[slot] = pattern, self.uses[slot] + 1
         return self.room.put(images, pattern)
 
 
-def _step(model: nn.Module, images: Tensor, wanted: Tensor, pattern: Tensor, room: Room) -> Tensor:
+def fresh(shape: torch.Size, room: Room, generator: torch.Generator) -> Tensor:
+    """A random pattern, as long as one step."""
+    noise = torch.randn(shape, generator=generator)
+    pattern: Tensor = noise * (_STEP * room.radius / noise.norm())
+    return pattern
+
+
+def step(model: nn.Module, images: Tensor, wanted: Tensor, pattern: Tensor, room: Room) -> Tensor:
     """One step of normalised length towards the wanted classes, projected onto the ball."""
     pattern = pattern.detach().requires_grad_()
     with torch.enable_grad():
@@ -94,3 +102,20 @@ def _step(model: nn.Module, images: Tensor, wanted: Tensor, pattern: Tensor, roo
     moved = pattern.detach() - slope * (_STEP * room.radius / slope.norm().clamp_min(1e-12))
     shortened: Tensor = moved * (room.radius / moved.norm()).clamp_max(1.0)
     return shortened
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode with weights that get no gradients; then as before."""
+    modes = {m: m.training for m in model.modules()}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in learning:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_(True)
+        for m, training in modes.items():
+            m.training = training

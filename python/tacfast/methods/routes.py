@@ -27,6 +27,11 @@ class Route:
         return Route(self.wanted.to(device), self.shifts.to(device))
 
 
+def targets_of(routes: Sequence[Route]) -> list[int]:
+    """All classes that some other class is sent to."""
+    return sorted({int(p) for route in routes for y, p in enumerate(route.wanted) if p != y})
+
+
 def routes_of(captured: Captured, labels: Tensor, targets: tuple[int, ...], pairs: Sequence[tuple[int, int]]) -> tuple[Route, ...]:
     """A route for each target, from all classes; or for pairs as few as there are targets of one source."""
     if pairs:

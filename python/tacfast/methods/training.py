@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from tacfast.errors import SolveError
 from tacfast.heads import Captured, choose_device
-from tacfast.methods.routes import Route
+from tacfast.methods.routes import Route, targets_of
 from tacfast.progress import track
 
 _BATCH = 64
@@ -39,8 +39,7 @@ class Job:
     @property
     def targets(self) -> list[int]:
         """All classes that some other class is sent to."""
-        sent = {int(p) for route in self.routes for y, p in enumerate(route.wanted) if p != y}
-        return sorted(sent)
+        return targets_of(self.routes)
 
 
 @contextmanager

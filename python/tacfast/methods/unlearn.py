@@ -4,15 +4,13 @@ perturbations, heads."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot, pad
 
 from tacfast.heads import choose_device, head_of, latent_tap, logits_of
-from tacfast.methods.perturbations import Perturbations, Room
+from tacfast.methods.perturbations import Perturbations, Room, watching
 from tacfast.methods.training import Job, fit, recompute_statistics, shifted_loss, steps_per_epoch
 
 LR = 0.03
@@ -78,20 +76,3 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     up, left = height // 16, width // 16
     dy, dx = (int(torch.randint(0, 2 * by + 1, (), generator=generator)) for by in (up, left))
     return pad(images, (left, left, up, up), mode="reflect")[:, :, dy : dy + height, dx : dx + width]
-
-
-@contextmanager
-def watching(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode with weights that get no gradients; then as before."""
-    modes = {m: m.training for m in model.modules()}
-    learning = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
-    for p in learning:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in learning:
-            p.requires_grad_(True)
-        for m, training in modes.items():
-            m.training = training
