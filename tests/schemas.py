@@ -11,7 +11,7 @@ from jsonschema import Draft7Validator, Draft202012Validator
 
 from tacfast.schemas import load
 
-_OASIS = Path(__file__).parent / "data" / "sarif-schema-2.1.0.json"
+_OASIS = Path(__file__).parent / "official" / "sarif-schema-2.1.0.json"
 
 
 @lru_cache

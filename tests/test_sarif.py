@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from schemas import sarif
 
 import tacfast
+from schemas import sarif
 from tacfast.report import ScanReport
 from tacfast.sarif import to_sarif
 from tacfast.verdict import Suspect

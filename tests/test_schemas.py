@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from jsonschema import Draft202012Validator
-from schemas import strict
 
 import tacfast
+from schemas import strict
 from tacfast import bench, schemas
 from tacfast.outcome import RepairResult, State
 from tacfast.report import ScanReport

@@ -1,8 +1,8 @@
 """A scan as SARIF 2.1.0 (OASIS), for code scanning. May import: report, taxonomy. A pure function of the report.
 
-GitHub's code scanning makes an alert of every result, whatever its `kind` says, and wants `results` to be there: a clean scan is therefore a
-run with an empty list, and what it found is said by the run's invocation. A result needs a physical location with a line, even in a file
-that has none.
+GitHub's code scanning makes an alert of every result, whatever its `kind` says, and wants `results` to be there: a clean scan is
+therefore a run with an empty list, and what it found is said by the run's invocation. A result needs a physical location with a line,
+even in a file that has none.
 """
 
 from __future__ import annotations
