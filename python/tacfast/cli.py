@@ -230,7 +230,7 @@ def repair_command(
     given = None if report is None else ScanReport.from_json(report)
     source = _load(model, arch, arch_arg, data, mean, std, size, limit)
     if given is not None and given.file.get("sha256") not in (None, source.file["sha256"]):
-        raise CheckpointError(f"{report} is a report on another file: its SHA-256 is not that of {model.name}")
+        raise CheckpointError(f"{report} is a report on another file: its SHA-256 is not that of {model.name}; scan this one")
     if given is not None:
         check_same(given.file, source.file)
     _capture(source, device, most=_CHECKED)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,10 +153,13 @@ def verdicts() -> Measured:
 
 def capture() -> Measured:
     """A small network: its head is found, and proven to be the head on every image."""
-    if find_spec("torch") is None:
-        raise Absent("torch is not installed: pip install torch")
-    import torch
-    from torch import nn
+    try:
+        import torch
+        from torch import nn
+    except ModuleNotFoundError as error:
+        if error.name != "torch":  # it is there, and broken
+            raise
+        raise Absent("torch is not installed: pip install torch") from None
 
     from tacfast.heads import capture
 

@@ -108,10 +108,12 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words
         shown = [i for i, column in enumerate(columns) if column not in spare[:left_out]]
         table = Table()
         for i in shown:
-            table.add_column(columns[i], justify="right", no_wrap=columns[i] not in words)
+            # rich would shorten what does not wrap.
+            needed = None if columns[i] in words else max(len(columns[i]), *(len(row[i]) for row in rows), 0)
+            table.add_column(columns[i], justify="right", no_wrap=needed is not None, min_width=needed)
         for row in rows:
             table.add_row(*(row[i] for i in shown))
-        if left_out == len(spare) or out.measure(table).minimum <= out.width:
+        if left_out == len(spare) or out.measure(table, options=out.options.update(width=_WIDE)).minimum <= out.width:
             break
         left_out += 1
     out.print(table)
