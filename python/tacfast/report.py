@@ -1,4 +1,4 @@
-"""What a scan says, in Python and in JSON. May import: solver, verdict, files, errors."""
+"""What a scan says, in Python and in JSON. May import: solver, verdict, taxonomy, files, errors."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tacfast._rust import __version__
 from tacfast.errors import CheckpointError
 from tacfast.files import read_bytes
 from tacfast.solver import STATUSES, TacSolutions
+from tacfast.taxonomy import tags
 from tacfast.verdict import Evidence, Kind, Suspect, Verdict
 
 SCHEMA = "tacfast.scan/1"
@@ -92,6 +93,7 @@ class ScanReport:
             "verdict": self.verdict,
             "reason": self.reason,
             "p_value": self.p_value,
+            "tags": tags(self.verdict),
             "kind": self.kind,
             "suspects": [s.to_dict() for s in self.suspects],
             "pairs": [list(pair) for pair in self.pairs],
