@@ -89,7 +89,8 @@ reports = st.builds(
     head=st.none() | st.fixed_dictionaries({"name": words, "proof_error": size}),
     file=files,
 )
-states = st.builds(State, share, st.none() | share, norms)
+maybe = st.none() | share
+states = st.builds(State, clean_accuracy=share, target_accuracy=maybe, agreement=share, recovery_accuracy=maybe, reach=maybe, norms=norms)
 results = st.builds(
     RepairResult,
     model=st.none(),

@@ -118,7 +118,7 @@ def seen(show: object, what: object, width: int, monkeypatch: pytest.MonkeyPatch
 def test_tables_fit_and_no_figure_is_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, report = np.random.default_rng(0), many()
     w, z = rng.normal(size=(12, 9)), rng.normal(size=(90, 9))
-    state = State(0.98765, 0.87654, report.norms)
+    state = State(0.98765, 0.5, 0.75, 0.87654, 0.25, report.norms)
     targets = tuple(range(300, 600))
     repaired = RepairResult(None, "unlearn", targets, state, state, 90, False, {}, {"unlearn": 123.4})
     shows = [
@@ -206,12 +206,14 @@ def test_an_interruption_is_one_line_and_leaves_nothing(place: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["", "demo", "solve", "scan", "repair", "bench", "doctor"])
+@pytest.mark.parametrize("command", ["", "demo", "solve", "scan", "repair", "bench", "schema", "doctor"])
 def test_help_has_examples_that_parse_and_the_exit_codes(command: str, run: object) -> None:
     done: Result = run(*command.split(), "--help")  # type: ignore[operator]
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stdout).split())
     assert "Exit codes: 0 " in words
-    lines = re.findall(r"tacfast (?:demo|scan|solve|repair|bench|doctor)[^#]*", words.partition("Examples")[2].partition("Exit codes")[0])
+    lines = re.findall(
+        r"tacfast (?:demo|scan|solve|repair|bench|schema|doctor)[^#]*", words.partition("Examples")[2].partition("Exit codes")[0]
+    )
     assert lines
     assert "2 error" in words or "2 one failed" in words
     for line in lines:

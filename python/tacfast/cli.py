@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -39,10 +39,10 @@ from tacfast.options import (
     Std,
     Threads,
 )
+from tacfast.outputs import check_outputs, relative, write_json, write_solutions
 from tacfast.progress import counter, timed
 from tacfast.report import ScanReport
 from tacfast.scan import scan_captured, scan_head
-from tacfast.solver import TacSolutions
 from tacfast.solver import solve as solve_arrays
 
 if TYPE_CHECKING:
@@ -54,8 +54,6 @@ _CHECKED = 500
 EXIT_CODES = {"clean": 0, "backdoored": 1, "inconclusive": 3}
 #: What typer makes of Ctrl-C.
 _INTERRUPTED = 130
-#: As a path: standard output.
-_STDOUT = Path("-")
 
 app = typer.Typer(
     help="Find and remove backdoors in image classifiers, from clean data alone.",
@@ -129,13 +127,13 @@ def solve(
     terminal.set_up(quiet=quiet, plain=no_color)
     if output is not None and output.suffix.lower() not in (".json", ".npz"):
         raise ProblemError(f"--out must end in .json or .npz, got {output.name!r}")
-    _check_outputs(output)
+    check_outputs(output)
     w, b, z, _, _ = _read_head(problem)
     with counter("solving", shown=terminal.bars()) as tell:
         solutions = solve_arrays(w, b, z, quantile=quantile, engine=engine.value, tol=tol, threads=threads, progress=tell)
     terminal.show_solutions(solutions)
     if output is not None:
-        _write_solutions(solutions, output)
+        write_solutions(solutions, output)
     if not solutions.certified.all():
         raise typer.Exit(3)
 
@@ -161,7 +159,7 @@ def scan_command(
     no_color: NoColor = False,
 ) -> None:
     """Is some class the target of a backdoor? Exit code 0: no evidence, 1: flagged, 2: error, 3: inconclusive."""
-    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=_check_outputs(json_file, sarif_file))
+    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=check_outputs(json_file, sarif_file))
     if model.suffix.lower() == ".npz":
         if arch is not None or data is not None:
             raise ProblemError(f"--arch and --data are of no use with {model.name}, which holds latents already")
@@ -177,11 +175,11 @@ def scan_command(
         report = _with_doubt(report, doubt)
     terminal.show_scan(report)
     if json_file is not None:
-        _write_json(report.to_dict(), json_file)
+        write_json(report.to_dict(), json_file)
     if sarif_file is not None:
         from tacfast.sarif import to_sarif
 
-        _write_json(to_sarif(report, uri=_relative(model)), sarif_file)
+        write_json(to_sarif(report, uri=relative(model)), sarif_file)
     raise typer.Exit(EXIT_CODES[report.verdict])
 
 
@@ -222,7 +220,7 @@ def repair_command(
     from tacfast.repair import repair
     from tacfast.sources import check_same
 
-    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=_check_outputs(output, json_file))
+    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=check_outputs(output, json_file))
     if output.suffix.lower() != ".safetensors":
         raise ProblemError(f"--out must end in .safetensors, got {output.name!r}")
     if model.suffix.lower() == ".npz":
@@ -245,7 +243,7 @@ def repair_command(
         save_safetensors(result.model, output, told)
         terminal.note(f"wrote {output}")
     if json_file is not None:
-        _write_json(result.to_dict(), json_file)
+        write_json(result.to_dict(), json_file)
 
 
 @app.command(epilog=epilog("bench"))
@@ -266,12 +264,12 @@ def bench(
     """Time a whole solve against the logits GEMM that any method must do. Does not import torch."""
     from tacfast.bench import run, synthetic_head
 
-    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=_check_outputs(json_file))
+    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=check_outputs(json_file))
     w, b, z = synthetic_head(classes, dim, samples) if problem is None else _read_head(problem)[:3]
     result = run(w, b, z, engine=engine.value, threads=threads, repeats=repeats)
     terminal.show_bench(result)
     if json_file is not None:
-        _write_json({"schema": "tacfast.bench/1", "tool_version": __version__, **result.to_dict()}, json_file)
+        write_json({"schema": "tacfast.bench/1", "tool_version": __version__, **result.to_dict()}, json_file)
 
 
 @app.command(epilog=epilog("doctor"))
@@ -279,16 +277,16 @@ def doctor(json_file: Json = None, quiet: Quiet = False, no_color: NoColor = Fal
     """Versions, hardware, and a self-test against known answers: for a first look, and for bug reports. Names no file, host or user."""
     from tacfast.doctor import diagnose
 
-    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=_check_outputs(json_file))
+    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=check_outputs(json_file))
     found = diagnose(progress=terminal.bars())
     terminal.show_diagnosis(found)
     if json_file is not None:
-        _write_json(found.to_dict(), json_file)
+        write_json(found.to_dict(), json_file)
     if not found.ok:
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(epilog=epilog("schema"))
 def schema(name: Annotated[str, typer.Argument(help=f"One of {', '.join(schemas.NAMES)}.")]) -> None:
     """Print the JSON Schema of a report."""
     terminal.emit(schemas.text(name))
@@ -339,27 +337,6 @@ def _with_doubt(report: ScanReport, doubt: Doubt | None) -> ScanReport:
     return replace(report, verdict="inconclusive", reason=doubt.reason) if doubt.grave and report.verdict == "clean" else report
 
 
-def _check_outputs(*paths: Path | None) -> bool:
-    """Before the work, not after it; whether standard output belongs to one of them."""
-    from tacfast.files import check_writable
-
-    taken = sum(path == _STDOUT for path in paths)
-    if taken > 1:
-        raise ProblemError("- stands for standard output, which takes one report: give the other one a file")
-    for path in paths:
-        if path not in (None, _STDOUT):
-            check_writable(path)
-    return taken == 1
-
-
-def _relative(path: Path) -> str | None:
-    """Where a file is from here, with "/"; None where it is not below, since nobody else needs to know where."""
-    try:
-        return path.resolve().relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return None
-
-
 def _read_head(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None, str]:
     from tacfast.files import read_npz
 
@@ -370,28 +347,3 @@ def _read_head(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, n
                 f"{path.name} must hold W (C,d) and Z (n,d), and perhaps b and y; it holds {', '.join(map(repr, arrays)) or 'nothing'}"
             )
     return arrays["W"], arrays.get("b"), arrays["Z"], arrays.get("y"), digest
-
-
-def _write_json(data: dict[str, Any], path: Path) -> None:
-    from tacfast.files import atomic
-
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    if path == _STDOUT:
-        terminal.emit(text)
-        return
-    with atomic(path) as stream:
-        stream.write(text.encode())
-
-
-def _write_solutions(solutions: TacSolutions, path: Path) -> None:
-    from dataclasses import fields
-
-    from tacfast.files import atomic
-
-    if path.suffix.lower() == ".json":
-        _write_json({"schema": "tacfast.solve/1", "tool_version": __version__, **solutions.to_dict()}, path)
-        return
-    with atomic(path) as stream:
-        arrays: dict[str, Any] = {f.name: getattr(solutions, f.name) for f in fields(solutions) if f.name != "stage_seconds"}
-        arrays |= {f"seconds_{stage}": seconds for stage, seconds in solutions.stage_seconds.items()}
-        np.savez(stream, **arrays)

@@ -26,6 +26,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("a class of your own choice", "tacfast repair vit_folder/ --data clean_images/ --target 3 --out repaired.safetensors"),
     ),
     "bench": (("a head of your own", "tacfast bench head.npz --json bench.json"),),
+    "schema": (("what a scan's JSON holds", "tacfast schema scan > scan.schema.json"),),
     "doctor": (("for a bug report", "tacfast doctor --no-color > doctor.txt"), ("for a script", "tacfast doctor --quiet")),
 }
 _FAILED = "2 error, 130 interrupted"

@@ -151,14 +151,14 @@ def _result(report: ScanReport, location: Mapping[str, Any] | None) -> dict[str,
     targets = [s.target for s in report.suspects]
     text = f"{short} {report.reason[:1].upper()}{report.reason[1:]}."
     # The same finding in the next version of the model is the same alert.
-    print_ = hashlib.sha256(f"{rule}:{targets}:{list(report.pairs)}".encode()).hexdigest()
+    mark = hashlib.sha256(f"{rule}:{targets}:{list(report.pairs)}".encode()).hexdigest()
     finding: dict[str, Any] = {
         "ruleId": rule,
         "ruleIndex": list(_RULES).index(rule),
         "level": level,
         "message": {"text": f"{text} {_CAUTION}" if level == "error" else text},
         # The first is the only one that GitHub reads.
-        "partialFingerprints": {"primaryLocationLineHash": print_, "tacfastFinding/v1": print_},
+        "partialFingerprints": {"primaryLocationLineHash": mark, "tacfastFinding/v1": mark},
         "properties": {
             "kind": report.kind,
             "suspects": [s.to_dict() for s in report.suspects],
