@@ -18,9 +18,12 @@ from tacfast import __version__, schemas, terminal
 from tacfast.errors import CheckpointError, ProblemError, TacfastError
 from tacfast.examples import epilog
 from tacfast.options import (
+    FIND,
+    INSTALLED,
     METHOD,
     OUTPUT,
     RUN,
+    SOLVER,
     Alpha,
     Arch,
     ArchArgs,
@@ -96,21 +99,21 @@ def _options(
     """Options of every command; both are acted upon before a command runs."""
 
 
-@app.command(epilog=epilog("demo"))
+@app.command(epilog=epilog("demo"), rich_help_panel=FIND)
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the poisoning and the training.", rich_help_panel=RUN)] = 0,
     device: Device = "auto",
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> None:
-    """Backdoor a small digit classifier, find the backdoor, remove it: about ten seconds. Needs no download."""
+    """Backdoor a small digit classifier, find the backdoor, remove it. Needs no download."""
     from tacfast.demo import run
 
     terminal.set_up(quiet=quiet, plain=no_color)
     terminal.show_demo(run(seed=seed, device=device, progress=terminal.bars(), say=terminal.note))
 
 
-@app.command(epilog=epilog("solve"))
+@app.command(epilog=epilog("solve"), rich_help_panel=SOLVER)
 def solve(
     problem: Annotated[Path, typer.Argument(help=".npz with W (C,d), Z (n,d) and perhaps b (C,).")],
     output: Annotated[Path | None, typer.Option("--out", help="Write every field here: .json or .npz.", rich_help_panel=OUTPUT)] = None,
@@ -138,7 +141,7 @@ def solve(
         raise typer.Exit(3)
 
 
-@app.command("scan", epilog=epilog("scan"))
+@app.command("scan", epilog=epilog("scan"), rich_help_panel=FIND)
 def scan_command(
     model: Annotated[
         Path, typer.Argument(help="Checkpoint (.safetensors, .pth), model folder (config.json), or .npz with W, b, Z and perhaps y.")
@@ -183,7 +186,7 @@ def scan_command(
     raise typer.Exit(EXIT_CODES[report.verdict])
 
 
-@app.command("repair", epilog=epilog("repair"))
+@app.command("repair", epilog=epilog("repair"), rich_help_panel=FIND)
 def repair_command(
     model: Annotated[Path, typer.Argument(help="Checkpoint (.safetensors, .pth) or model folder (config.json).")],
     output: Annotated[Path, typer.Option("--out", help="Write the repaired weights here (.safetensors).", rich_help_panel=OUTPUT)],
@@ -246,7 +249,7 @@ def repair_command(
         write_json(result.to_dict(), json_file)
 
 
-@app.command(epilog=epilog("bench"))
+@app.command(epilog=epilog("bench"), rich_help_panel=SOLVER)
 def bench(
     problem: Annotated[
         Path | None, typer.Argument(help=".npz with W (C,d), Z (n,d) and perhaps b (C,); without it a synthetic head.")
@@ -272,7 +275,7 @@ def bench(
         write_json({"schema": "tacfast.bench/1", "tool_version": __version__, **result.to_dict()}, json_file)
 
 
-@app.command(epilog=epilog("doctor"))
+@app.command(epilog=epilog("doctor"), rich_help_panel=INSTALLED)
 def doctor(json_file: Json = None, quiet: Quiet = False, no_color: NoColor = False) -> None:
     """Versions, hardware, and a self-test against known answers: for a first look, and for bug reports. Names no file, host or user."""
     from tacfast.doctor import diagnose
@@ -286,7 +289,7 @@ def doctor(json_file: Json = None, quiet: Quiet = False, no_color: NoColor = Fal
         raise typer.Exit(2)
 
 
-@app.command(epilog=epilog("schema"))
+@app.command(epilog=epilog("schema"), rich_help_panel=INSTALLED)
 def schema(name: Annotated[str, typer.Argument(help=f"One of {', '.join(schemas.NAMES)}.")]) -> None:
     """Print the JSON Schema of a report."""
     terminal.emit(schemas.text(name))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+#: Groups of commands, and of options.
+FIND, SOLVER, INSTALLED = "Find and remove", "The solver by itself", "This installation"
 MODEL, IMAGES, VERDICT, METHOD, OUTPUT, RUN = "The model", "Clean images", "Verdict", "Repair", "Output", "How it runs"
 
 

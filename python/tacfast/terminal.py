@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tacfast.report import ScanReport
 from tacfast.solver import TacSolutions
@@ -109,7 +110,7 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words
         table = Table()
         for i in shown:
             # rich would shorten what does not wrap.
-            needed = None if columns[i] in words else max(len(columns[i]), *(len(row[i]) for row in rows), 0)
+            needed = None if columns[i] in words else max(len(columns[i]), *(Text.from_markup(row[i]).cell_len for row in rows), 0)
             table.add_column(columns[i], justify="right", no_wrap=needed is not None, min_width=needed)
         for row in rows:
             table.add_row(*(row[i] for i in shown))
