@@ -1,0 +1,190 @@
+"""Reports into pages, by templates. May import: jinja2, charts, svg, thumbnails, words, text, report, outcome, errors.
+
+The engine escapes whatever it is given, and every text passes `text.plain` first; the pages allow no scripts and load nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tacfast._rust import __version__
+from tacfast.html import charts, text, words
+from tacfast.html.svg import chart
+from tacfast.html.thumbnails import data_uri
+from tacfast.outcome import RepairResult
+from tacfast.report import ScanReport
+
+#: Classes in the table of norms.
+_ROWS = 12
+
+
+def scan_page(report: ScanReport) -> str:
+    """The page of a scan."""
+    return _environment().get_template("scan.html.j2").render(
+        **_shared(report, words.of_scan(report)), report=report, **_norms(report), **_explained(report), evidence_words=words.EVIDENCE,
+        kind_words=words.KINDS, warnings=_notes(report.file),
+    )  # fmt: skip
+
+
+def repair_page(result: RepairResult) -> str:
+    """The page of a repair."""
+    return _environment().get_template("repair.html.j2").render(
+        **_shared(result, words.of_repair(result)), result=result, chart=_change(result), settings=text.lines(result.settings),
+        warnings=_notes(result.file), rows=_changes(result),
+    )  # fmt: skip
+
+
+def scan_cell(report: ScanReport) -> str:
+    """A scan in a notebook."""
+    figures = [
+        ("p-value", text.p_value(report.p_value)),
+        ("classes", str(len(report.norms))),
+        ("clean samples", str(report.samples)),
+        *([] if report.clean_accuracy is None else [("clean accuracy", text.share(report.clean_accuracy))]),
+    ]
+    return _cell(words.of_scan(report), report.reason, figures, _norms(report)["norms_chart"])
+
+
+def repair_cell(result: RepairResult) -> str:
+    """A repair in a notebook."""
+    figures = [("method", result.method), ("held-out accuracy before", text.share(result.before.clean_accuracy))]
+    figures += [] if result.after is None else [("after", text.share(result.after.clean_accuracy))]
+    return _cell(words.of_repair(result), "", figures, _change(result))
+
+
+def _cell(verdict: words.Verdict, reason: str, figures: list[tuple[str, str]], drawn: Markup) -> str:
+    template = _environment().get_template("cell.html.j2")
+    return template.render(verdict=verdict, reason=reason, figures=figures, chart=drawn)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tacfast.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else text.plain(value),
+    )
+    environment.filters.update(
+        {name: getattr(text, name) for name in ("p_value", "share", "quantity", "small", "seconds", "label")},
+        cut=partial(text.plain, most=text.LONG),
+    )
+    return environment
+
+
+def _shared(result: ScanReport | RepairResult, verdict: words.Verdict) -> dict[str, Any]:
+    """What both pages have."""
+    told = result.details or {}
+    names = told.get("names") or []
+    longest = max(result.timing_s.values(), default=0.0) or 1.0
+    return {
+        "version": __version__,
+        "verdict": verdict,
+        "tags": words.TAGS,
+        "named": lambda k, most=text.LONG: text.label(k, names, most),
+        "names_from": told.get("names_from"),
+        "timings": [(phase, spent, round(100 * spent / longest)) for phase, spent in result.timing_s.items()],
+        "file": [(name, value) for name, value in text.lines(result.file) if name != "notes"],
+        "provenance": text.lines(told.get("provenance") or {}),
+        "model": result.file.get("model"),
+    }
+
+
+def _notes(file: Mapping[str, Any]) -> list[str]:
+    notes = file.get("notes")
+    return [str(note) for note in notes][:20] if isinstance(notes, (list, tuple)) else []
+
+
+def _norms(report: ScanReport) -> dict[str, Any]:
+    """The picture of the norms, and the table beside it: the smallest norms, in the units of the picture's bands."""
+    suspects = {s.target: s for s in report.suspects}
+    with np.errstate(divide="ignore"):
+        logs = np.log(report.norms)
+    others = np.array([v for k, v in enumerate(logs) if np.isfinite(v) and k not in suspects])
+    spread = float(others.std(ddof=1)) if len(others) > 1 else 0.0
+    rows = []
+    for k in [*suspects, *(k for k in np.argsort(report.norms, kind="stable").tolist() if k not in suspects)][:_ROWS]:
+        below = (others.mean() - logs[k]) / spread if spread > 0 and np.isfinite(logs[k]) else None
+        rows.append({"class": k, "norm": float(report.norms[k]), "below": below, "suspect": suspects.get(k), "status": str(report.status[k]),
+                     "alignment": float(report.alignment[k]), "spread": float(report.spread[k])})  # fmt: skip
+    marked = ", ".join(str(k) for k in suspects) or "none"
+    description = f"Norms of the {len(report.norms)} classes on one line; marked as suspects: {marked}. The table below lists the smallest."
+    infinite = int(np.isinf(report.norms).sum())
+    drawn = chart(partial(charts.norms_figure, report), "Norms of all classes", description)
+    return {"norms_chart": drawn, "rows": rows, "infinite": infinite}
+
+
+def _explained(report: ScanReport) -> dict[str, Any]:
+    """The pictures and tables that only an explained report has; each None where there is nothing to show."""
+    told = report.details or {}
+    level = f"the level is {report.alpha:g}"
+    pairs, points = told.get("pairs"), [p for p in told.get("convergence", []) if p["p_value"] is not None]
+    matrix = None if pairs is None else np.array([[np.nan if v is None else v for v in row] for row in pairs], dtype=np.float64)
+    told_p = "; ".join(f"{e.kind} {text.p_value(e.p_value)}" for e in report.evidence)
+    told_n = "; ".join(f"{p['samples']} samples: {text.p_value(p['p_value'])}" for p in points)
+    return {
+        "evidence_chart": chart(partial(charts.evidence_figure, report), "p-values by kind of evidence", f"{told_p}; {level}.")
+        if report.evidence
+        else None,
+        "shifts": [_shift(shift, report) for shift in told.get("shifts", [])],
+        "pairs_chart": None
+        if matrix is None
+        else chart(
+            partial(charts.pairs_figure, report, matrix), "Norms of all pairs of classes", f"Suspected pairs: {len(report.pairs)}, framed."
+        ),
+        "convergence": points,
+        "convergence_chart": chart(
+            partial(charts.convergence_figure, report, points), "p-value by number of samples", f"{told_n}; {level}."
+        )
+        if len(points) > 1
+        else None,
+        "certificate": told.get("certificate"),
+    }
+
+
+def _shift(shift: Mapping[str, Any], report: ScanReport) -> dict[str, Any]:
+    drawn = chart(
+        partial(charts.shift_figure, dict(shift)),
+        f"Size of the shift into class {shift['class']} by channel",
+        f"{shift['half']} of {shift['channels']} channels hold half of its squared length.",
+    )
+    pictures = {
+        name: [
+            {**entry, "picture": data_uri(report.pictures[entry["sample"]])} for entry in shift[name] if entry["sample"] in report.pictures
+        ]
+        for name in ("easiest", "hardest")
+    }
+    return {**shift, **pictures, "chart": drawn, "suspect": any(s.target == shift["class"] for s in report.suspects)}
+
+
+def _change(result: RepairResult) -> Markup:
+    targets = ", ".join(map(str, result.targets))
+    return chart(partial(charts.change_figure, result), "Norms of all classes before and after", f"Marked: {targets or 'none'}.")
+
+
+def _changes(result: RepairResult) -> list[tuple[str, str, str]]:
+    """What is measured before and after, in words."""
+    before, after = result.before, result.after
+    if after is None:
+        return []
+    pairs = [
+        ("clean accuracy", text.share(before.clean_accuracy), text.share(after.clean_accuracy)),
+        ("recovery accuracy: on latents shifted by the surrogate trigger", text.share(before.recovery_accuracy), text.share(after.recovery_accuracy)),
+    ]  # fmt: skip
+    names = (result.details or {}).get("names") or []
+    pairs += [
+        (f"norm of class {text.label(k, names)}", text.quantity(float(before.norms[k])), text.quantity(float(after.norms[k])))
+        for k in result.targets[:_ROWS]
+    ]
+    median = [
+        float(np.median(state.norms[np.isfinite(state.norms)])) if np.isfinite(state.norms).any() else None for state in (before, after)
+    ]
+    return [*pairs, ("median norm of all classes", text.quantity(median[0]), text.quantity(median[1]))]
