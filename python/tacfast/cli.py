@@ -6,6 +6,7 @@ Exit codes: 0 clean or done, 1 flagged, 2 error, 3 inconclusive.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 from enum import Enum
@@ -21,6 +22,7 @@ from tacfast.errors import CheckpointError, ProblemError, TacfastError
 from tacfast.progress import counter, timed
 from tacfast.report import ScanReport
 from tacfast.scan import scan_captured, scan_head
+from tacfast.shown import check_pages
 from tacfast.solver import TacSolutions
 from tacfast.solver import solve as solve_arrays
 from tacfast.terminal import err, note, out, show_bench, show_demo, show_repair, show_scan, show_solutions, warn
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Images on which labels and preprocessing are checked before a repair.
 _CHECKED = 500
+#: Of the random subset of images.
+SEED = 0
 EXIT_CODES = {"clean": 0, "backdoored": 1, "inconclusive": 3}
 
 app = typer.Typer(
@@ -73,6 +77,7 @@ Std = Annotated[str | None, typer.Option(help="Per-channel standard deviation.")
 Size = Annotated[int | None, typer.Option(min=1, help="Resize images to SIZE x SIZE.")]
 Limit = Annotated[int, typer.Option(min=1, help="Use at most this many images, a random subset.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the report here.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a page for people here: one file, nothing loaded, no scripts.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Alpha = Annotated[float, typer.Option(help="Significance level: the share of clean models that may be flagged.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Solver threads; all cores by default.")]
@@ -158,15 +163,19 @@ def scan_command(
     device: Device = "auto",
     threads: Threads = None,
     json_file: Json = None,
+    html_file: Html = None,
 ) -> None:
     """Is some class the target of a backdoor? Exit code 0: no evidence, 1: flagged, 2: error, 3: inconclusive."""
-    _check_outputs(json_file)
+    _check_outputs(json_file, html_file)
+    if html_file is not None:
+        check_pages()
     if model.suffix.lower() == ".npz":
         if arch is not None or data is not None:
             raise ProblemError(f"--arch and --data are of no use with {model.name}, which holds latents already")
         w, b, z, y, digest = _read_head(model)
         file = {"model": model.name, "sha256": digest}
         report = scan_head(w, b, z, labels=y, alpha=alpha, threads=threads, progress=err.is_terminal, file=file)
+        told: dict[str, Any] = {}
     else:
         source = _load(model, arch, arch_arg, data, mean, std, size, limit)
         timing: dict[str, float] = {}
@@ -174,7 +183,15 @@ def scan_command(
             captured, doubt = _capture(source, device)
         report = scan_captured(captured, timing, alpha=alpha, threads=threads, progress=err.is_terminal, file=source.file)
         report = _with_doubt(report, doubt)
+        w, b, z = captured.weight, captured.bias, captured.latents
+        told = {"images": source.batches.images.x, **_names(source, len(w))}
     show_scan(report)
+    if html_file is not None:
+        from tacfast.explain import explain_head
+
+        report = explain_head(report, w, b, z, threads=threads, provenance={**_provenance(), "seed": SEED}, **told)
+        report.to_html(html_file)
+        out.print(f"wrote {escape(str(html_file))}", highlight=False)
     if json_file is not None:
         _write_json(report.to_dict(), json_file)
     raise typer.Exit(EXIT_CODES[report.verdict])
@@ -201,6 +218,7 @@ def repair_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the held-out split and the order of training.")] = 0,
     device: Device = "auto",
     json_file: Json = None,
+    html_file: Html = None,
 ) -> None:
     """Remove the backdoor from a copy of the model. When no class is suspected it says so, writes no file, and exits with 0."""
     from tacfast.repair import repair
@@ -210,7 +228,9 @@ def repair_command(
         raise ProblemError(f"--out must end in .safetensors, got {output.name!r}")
     if model.suffix.lower() == ".npz":
         raise ProblemError(f"{model.name} holds no network; repair needs a checkpoint (.safetensors, .pth)")
-    _check_outputs(output, json_file)
+    _check_outputs(output, json_file, html_file)
+    if html_file is not None:
+        check_pages()
     given = None if report is None else ScanReport.from_json(report)
     source = _load(model, arch, arch_arg, data, mean, std, size, limit)
     if given is not None and given.file.get("sha256") not in (None, source.file["sha256"]):
@@ -228,6 +248,13 @@ def repair_command(
         told = {"tacfast": made, "arch": str(source.file["arch"]), "preprocessing": str(source.batches.preprocessing)}
         save_safetensors(result.model, output, told)
         out.print(f"wrote {escape(str(output))}", highlight=False)
+    if html_file is not None:
+        from tacfast.explain import versions
+
+        told = {"provenance": {**versions(), **_provenance()}, **_names(source, len(result.before.norms))}
+        result = replace(result, details=told)
+        result.to_html(html_file)
+        out.print(f"wrote {escape(str(html_file))}", highlight=False)
     if json_file is not None:
         _write_json(result.to_dict(), json_file)
 
@@ -299,6 +326,17 @@ def _with_doubt(report: ScanReport, doubt: Doubt | None) -> ScanReport:
         return report
     report = replace(report, file={**report.file, "notes": [*report.file.get("notes", ()), doubt.reason]})
     return replace(report, verdict="inconclusive", reason=doubt.reason) if doubt.grave and report.verdict == "clean" else report
+
+
+def _names(source: Source, classes: int) -> dict[str, Any]:
+    """What a page calls the classes, where a file names them."""
+    names = [source.names.get(k) for k in range(classes)]
+    return {"names": names, "names_from": source.names_from} if any(names) else {}
+
+
+def _provenance() -> dict[str, Any]:
+    """The command line, as it can be typed again."""
+    return {"command": shlex.join(["tacfast", *sys.argv[1:]])}
 
 
 def _check_outputs(*paths: Path | None) -> None:

@@ -68,7 +68,7 @@ def explain_head(
     bias: ArrayLike | None,
     latents: ArrayLike,
     *,
-    names: Mapping[int, str] | Sequence[str] | None = None,
+    names: Mapping[int, str] | Sequence[str | None] | None = None,
     names_from: str = "given",
     images: NDArray[np.uint8] | None = None,
     threads: int | None = None,
@@ -270,8 +270,8 @@ def _convergence(head: _Head, report: ScanReport, threads: int | None) -> list[d
     ]
 
 
-def _named(names: Mapping[int, str] | Sequence[str], classes: int) -> list[str | None]:
-    given = names if isinstance(names, Mapping) else dict(enumerate(names))
+def _named(names: Mapping[int, str] | Sequence[str | None], classes: int) -> list[str | None]:
+    given = dict(names) if isinstance(names, Mapping) else {k: name for k, name in enumerate(names) if name is not None}
     if any(not 0 <= k < classes for k in given):
         raise ProblemError(f"names must be of the {classes} classes, from 0 to {classes - 1}")
     return [None if k not in given else str(given[k])[: details.LETTERS] for k in range(classes)]

@@ -39,7 +39,7 @@ class Shown:
             CheckpointError: the file cannot be written.
             ProblemError: matplotlib or Jinja is not installed.
         """
-        return _given(_pages().page(self), path)
+        return _given(check_pages().page(self), path)
 
     def plot(self) -> Figure:
         """The page's first picture, as a matplotlib figure.
@@ -47,13 +47,13 @@ class Shown:
         Raises:
             ProblemError: matplotlib is not installed.
         """
-        figure: Figure = _pages().figure(self)
+        figure: Figure = check_pages().figure(self)
         return figure
 
     def _repr_html_(self) -> str | None:
         """For notebooks; without matplotlib or Jinja these show the plain repr."""
         try:
-            text: str = _pages().cell(self)
+            text: str = check_pages().cell(self)
         except ProblemError:
             return None
         return text
@@ -80,7 +80,12 @@ def _given(text: str, path: str | Path | None) -> str | None:
     return None
 
 
-def _pages() -> ModuleType:
+def check_pages() -> ModuleType:
+    """What draws pages.
+
+    Raises:
+        ProblemError: matplotlib or Jinja is not installed.
+    """
     try:
         from tacfast import html
         from tacfast.html import charts, pages  # noqa: F401

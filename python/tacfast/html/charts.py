@@ -1,4 +1,6 @@
-"""What a report holds, drawn. Every function makes a figure of a width in inches. May import: matplotlib, svg, text, swarm, report, outcome."""
+"""What a report holds, drawn; each function makes a figure of a width in inches.
+May import: matplotlib, svg, text, swarm, report, outcome.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,12 @@ _LEAST_P = 1e-5
 
 
 def norms_figure(report: ScanReport, width: float = _WIDTH) -> Figure:
-    """All classes by their norms; suspects marked, the others as the distribution that they stand out from."""
+    """All classes by their norms; marked are the suspects, or the class that stands out most, the others what it stands out from."""
     names = (report.details or {}).get("names") or []
-    marked = {s.target: text.label(s.target, names, text.SHORT) for s in report.suspects}
+    shown = [s.target for s in report.suspects] or [e.target for e in report.evidence if e.target is not None][:1]
+    marked = {k: text.label(k, names, text.SHORT) for k in shown}
     with drawing():
-        strip = Strip(report.norms, marked, width)
+        strip = Strip(report.norms, marked, width, colour=PALETTE.flag if report.suspects else PALETTE.accent)
         figure = Figure(figsize=(width, strip.height + 0.75))
         strip.draw(axes := figure.subplots())
         strip.scale(axes)
@@ -66,12 +69,12 @@ def evidence_figure(report: ScanReport, width: float = _WIDTH) -> Figure:
         axes.set_xscale("log")
         axes.set_xlim(1.25, _LEAST_P / 1.5)
         _level(axes, report.alpha)
-        for at, (kind, p, total) in enumerate(rows):
+        for at, (_, p, total) in enumerate(rows):
             p = max(p, _LEAST_P)
             colour = (PALETTE.flag if p <= report.alpha else PALETTE.accent) if total else PALETTE.rest
             axes.plot([1, p], [at, at], color=colour, linewidth=5 if total else 3, solid_capstyle="butt")
             axes.plot(p, at, "o", color=colour, markersize=8 if total else 6)
-        axes.set_yticks(range(len(rows)), [kind if width > 6 else kind.replace(" and ", "\nand ") for kind, _, _ in rows])
+        axes.set_yticks(range(len(rows)), [kind if width > 6 else kind.replace(" and ", "\nand ") for kind in (row[0] for row in rows)])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0, labelcolor=PALETTE.ink)
         _p_axis(axes)
@@ -114,7 +117,7 @@ def pairs_figure(report: ScanReport, norms: NDArray[np.float64], width: float = 
         second = right.imshow(lead, cmap=odd, vmin=-top, vmax=top, interpolation="none")
         for axes, image, title in ((left, first, "norm of the shift"), (right, second, "easier than the way back (log ratio)")):
             bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)
-            bar.outline.set_visible(False)  # type: ignore[operator]
+            bar.outline.set_visible(False)
             axes.set(title=title, xlabel="into class", ylabel="from class")
             for a, k in report.pairs:
                 axes.add_patch(Rectangle((k - 0.5, a - 0.5), 1, 1, fill=False, edgecolor=PALETTE.ink, linewidth=1.2))

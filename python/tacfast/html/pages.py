@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from tacfast._rust import __version__
 from tacfast.html import charts, text, words
@@ -74,7 +75,7 @@ def _environment() -> Environment:
         finalize=lambda value: value if isinstance(value, Markup) else text.plain(value),
     )
     environment.filters.update(
-        {name: getattr(text, name) for name in ("p_value", "share", "quantity", "small", "seconds", "label")},
+        {name: getattr(text, name) for name in ("p_value", "share", "quantity", "small", "seconds", "sentence")},
         cut=partial(text.plain, most=text.LONG),
     )
     return environment
@@ -108,13 +109,20 @@ def _norms(report: ScanReport) -> dict[str, Any]:
     suspects = {s.target: s for s in report.suspects}
     with np.errstate(divide="ignore"):
         logs = np.log(report.norms)
-    others = np.array([v for k, v in enumerate(logs) if np.isfinite(v) and k not in suspects])
-    spread = float(others.std(ddof=1)) if len(others) > 1 else 0.0
-    rows = []
-    for k in [*suspects, *(k for k in np.argsort(report.norms, kind="stable").tolist() if k not in suspects)][:_ROWS]:
-        below = (others.mean() - logs[k]) / spread if spread > 0 and np.isfinite(logs[k]) else None
-        rows.append({"class": k, "norm": float(report.norms[k]), "below": below, "suspect": suspects.get(k), "status": str(report.status[k]),
-                     "alignment": float(report.alignment[k]), "spread": float(report.spread[k])})  # fmt: skip
+    others = np.array([k for k, v in enumerate(logs) if np.isfinite(v) and k not in suspects])
+    rows = [
+        {
+            "class": k,
+            "below": _below(logs[k], logs[others[others != k]]),
+            "suspect": suspects.get(k),
+            "status": str(report.status[k]),
+            **{
+                name: float(values[k])
+                for name, values in (("norm", report.norms), ("alignment", report.alignment), ("spread", report.spread))
+            },
+        }
+        for k in [*suspects, *(k for k in np.argsort(report.norms, kind="stable").tolist() if k not in suspects)][:_ROWS]
+    ]
     marked = ", ".join(str(k) for k in suspects) or "none"
     description = f"Norms of the {len(report.norms)} classes on one line; marked as suspects: {marked}. The table below lists the smallest."
     infinite = int(np.isinf(report.norms).sum())
@@ -122,32 +130,40 @@ def _norms(report: ScanReport) -> dict[str, Any]:
     return {"norms_chart": drawn, "rows": rows, "infinite": infinite}
 
 
+def _below(value: float, others: NDArray[np.float64]) -> float | None:
+    """How many of their standard deviations it lies below the mean of the others."""
+    spread = float(others.std(ddof=1)) if len(others) > 1 else 0.0
+    return (float(others.mean()) - value) / spread if spread > 0 and np.isfinite(value) else None
+
+
 def _explained(report: ScanReport) -> dict[str, Any]:
     """The pictures and tables that only an explained report has; each None where there is nothing to show."""
     told = report.details or {}
-    level = f"the level is {report.alpha:g}"
-    pairs, points = told.get("pairs"), [p for p in told.get("convergence", []) if p["p_value"] is not None]
-    matrix = None if pairs is None else np.array([[np.nan if v is None else v for v in row] for row in pairs], dtype=np.float64)
-    told_p = "; ".join(f"{e.kind} {text.p_value(e.p_value)}" for e in report.evidence)
-    told_n = "; ".join(f"{p['samples']} samples: {text.p_value(p['p_value'])}" for p in points)
+    points = [p for p in told.get("convergence", []) if p["p_value"] is not None]
     return {
-        "evidence_chart": chart(partial(charts.evidence_figure, report), "p-values by kind of evidence", f"{told_p}; {level}.")
-        if report.evidence
-        else None,
+        "evidence_chart": _evidence(report) if report.evidence else None,
         "shifts": [_shift(shift, report) for shift in told.get("shifts", [])],
-        "pairs_chart": None
-        if matrix is None
-        else chart(
-            partial(charts.pairs_figure, report, matrix), "Norms of all pairs of classes", f"Suspected pairs: {len(report.pairs)}, framed."
-        ),
-        "convergence": points,
-        "convergence_chart": chart(
-            partial(charts.convergence_figure, report, points), "p-value by number of samples", f"{told_n}; {level}."
-        )
-        if len(points) > 1
-        else None,
+        "pairs_chart": _pairs(report, told["pairs"]) if "pairs" in told else None,
+        "convergence_chart": _convergence(report, points) if len(points) > 1 else None,
         "certificate": told.get("certificate"),
     }
+
+
+def _evidence(report: ScanReport) -> Markup:
+    told = "; ".join(f"{e.kind} {text.p_value(e.p_value)}" for e in report.evidence)
+    return chart(partial(charts.evidence_figure, report), "p-values by kind of evidence", f"{told}; the level is {report.alpha:g}.")
+
+
+def _pairs(report: ScanReport, pairs: list[list[float | None]]) -> Markup:
+    norms = np.array([[np.nan if v is None else v for v in row] for row in pairs], dtype=np.float64)
+    draw = partial(charts.pairs_figure, report, norms)
+    return chart(draw, "Norms of all pairs of classes", f"Suspected pairs: {len(report.pairs)}, framed.")
+
+
+def _convergence(report: ScanReport, points: list[dict[str, Any]]) -> Markup:
+    told = "; ".join(f"{p['samples']} samples: {text.p_value(p['p_value'])}" for p in points)
+    draw = partial(charts.convergence_figure, report, points)
+    return chart(draw, "p-value by number of samples", f"{told}; the level is {report.alpha:g}.")
 
 
 def _shift(shift: Mapping[str, Any], report: ScanReport) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A matplotlib figure as a drawing inside a page: small, with a name, in the page's fonts and colours. May import: matplotlib, markupsafe."""
+"""A matplotlib figure as a drawing inside a page: small, named, in its fonts and colours. May import: matplotlib, markupsafe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of a figure by day. In a page each becomes the style sheet's variable of that name, so none may be used for two things."""
+    """The colours of a figure by day. In a page each becomes the style sheet's variable of that name, so no two may be equal."""
 
     ink: str = "#1c2733"
     soft: str = "#5b6876"

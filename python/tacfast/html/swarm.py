@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from tacfast.html.svg import PALETTE
@@ -28,9 +28,16 @@ class Strip:
     """The classes' norms, laid out for a width in inches; `height` is in inches too."""
 
     def __init__(
-        self, norms: NDArray[np.float64], marked: Mapping[int, str], width: float, span: NDArray[np.float64] | None = None
+        self,
+        norms: NDArray[np.float64],
+        marked: Mapping[int, str],
+        width: float,
+        *,
+        colour: str = PALETTE.flag,
+        span: NDArray[np.float64] | None = None,
     ) -> None:
-        """`marked` are labels by class; `span` holds all norms that must fit on the axis."""
+        """`marked` are labels by class, drawn in `colour`; `span` holds all norms that must fit on the axis."""
+        self.colour = colour
         with np.errstate(divide="ignore"):
             self.logs = np.log(norms)
         self.shown = np.flatnonzero(np.isfinite(self.logs))
@@ -74,10 +81,9 @@ class Strip:
     def scale(self, axes: Axes) -> None:
         """Ticks in the norm's own units, at round numbers."""
         low, high = np.exp(self.low), np.exp(self.high)
-        steps = [m * 10.0**e for e in range(-12, 13) for m in (1, 1.5, 2, 3, 4, 5, 6, 8)]
-        ticks = [t for t in steps if low <= t <= high]
-        if len(ticks) < 3:
-            ticks = [float(f"{t:.3g}") for t in np.linspace(low, high, 5)[1:-1]]
+        # Round in the logarithm where the axis spans a lot, round in the number where it does not.
+        wide = LogLocator(subs=(1, 2, 3, 5)).tick_values(low, high) if high > 4 * low else MaxNLocator(6).tick_values(low, high)
+        ticks = [t for t in wide if low <= t <= high]
         axes.xaxis.set_major_locator(FixedLocator(list(np.log(ticks))))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{np.exp(x):.4g}"))
@@ -92,7 +98,7 @@ class Strip:
             level = stack[column] = stack.get(column, 0) + 1
             y, hot = (level - 0.5) * self.dot, k in self.marked
             tops[k] = y + self.dot / 2
-            axes.plot(self.logs[k], y, "o", color=PALETTE.flag if hot else PALETTE.rest, markersize=self.dot - 1.5, markeredgewidth=0)
+            axes.plot(self.logs[k], y, "o", color=self.colour if hot else PALETTE.rest, markersize=self.dot - 1.5, markeredgewidth=0)
             if self.dot > 12:
                 axes.annotate(str(k), (self.logs[k], y), ha="center", va="center_baseline", fontsize=8, color=PALETTE.paper)
         return tops
@@ -103,14 +109,14 @@ class Strip:
         scale = self.points / max(1, counts.max())
         axes.stairs(counts * scale, np.linspace(self.low, self.high, self.bins + 1), fill=True, color=PALETTE.rest)
         for k in self.marked:
-            axes.plot(self.logs[k], 6, "o", color=PALETTE.flag, markersize=9, markeredgewidth=0)
+            axes.plot(self.logs[k], 6, "o", color=self.colour, markersize=9, markeredgewidth=0)
         return dict.fromkeys(self.marked, 11.0)
 
     def _names(self, axes: Axes, tops: Mapping[int, float], top: float) -> None:
         named = sorted(list(self.marked)[:_NAMED], key=lambda k: -self.logs[k])
         for place, k in enumerate(named):
             y, x = top - 4 - (place + 1) * _LEADING + 4, self.logs[k]
-            axes.plot([x, x], [tops[k], y - 1], color=PALETTE.flag, linewidth=1)
+            axes.plot([x, x], [tops[k], y - 1], color=self.colour, linewidth=1)
             right = x > (self.low + self.high) / 2
             axes.annotate(self.marked[k], (x, y), (-4 if right else 4, 0), textcoords="offset points", ha="right" if right else "left",
-                          va="center", color=PALETTE.flag, weight="bold", annotation_clip=False)  # fmt: skip
+                          va="center", color=self.colour, weight="bold", annotation_clip=False)  # fmt: skip

@@ -27,14 +27,14 @@ def plain(value: object, most: int | None = None) -> str:
         marks = marks + 1 if category[0] == "M" else 0
         if marks <= _MARKS:
             kept.append(letter)
-    text = " ".join("".join(kept).split())
+    text = " ".join(word for word in "".join(kept).split(" ") if word)
     return text if most is None or len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def label(k: int, names: list[str | None], most: int = LONG) -> str:
     """A class by its number, and by its name where it has one that says more."""
     name = plain(names[k] or "", most) if k < len(names) else ""
-    return f"{k} {name}" if name and name != str(k) else str(k)
+    return f"{k} · {name}" if name and name != str(k) else str(k)
 
 
 def p_value(p: float | None) -> str:
@@ -51,8 +51,13 @@ def p_value(p: float | None) -> str:
     return f"{p:.{digits}f}"
 
 
+def sentence(value: str) -> str:
+    """With a capital letter, and a full stop at the end."""
+    return value[:1].upper() + value[1:] + ("" if value.endswith((".", "!", "?")) else ".")
+
+
 def share(value: float | None) -> str:
-    return "unknown" if value is None else f"{100 * value:.1f} %"
+    return "unknown" if value is None else f"{100 * value:.1f}\u00a0%"
 
 
 def quantity(value: float | None) -> str:

@@ -19,7 +19,7 @@ KINDS = {
 }
 
 EVIDENCE = {
-    "norm": "The shortest shift of the last hidden layer that sends clean samples to this class is shorter than those of the other classes.",
+    "norm": "The smallest shift of the last hidden layer that sends clean samples to this class is smaller than the others.",
     "norm and alignment": "The shift is short, and the class's weights do not point where its own samples lie.",
     "norm and quiet channels": "The shift is short, and it uses channels that hardly move on clean samples.",
     "norm, alignment and quiet channels": "The shift is short, and alignment and channels together are unusual.",
@@ -58,8 +58,8 @@ def _flagged(report: ScanReport) -> Verdict:
     else:
         sentence = "Evidence of an all-to-all backdoor."
     chance = (
-        f"If the test's assumptions hold, a model without a backdoor shows as strong a sign with probability {text.p_value(report.p_value)}. "
-        "That is not the probability that this model is harmless."
+        "If the test's assumptions hold, a model without a backdoor shows as strong a sign with probability "
+        f"{text.p_value(report.p_value)}. That is not the probability that this model is harmless."
     )
     return Verdict("Flagged", "flagged", sentence, chance, (
         "Do not deploy this model, nor anything fine-tuned from it, until the matter is settled.",
@@ -75,7 +75,7 @@ def _quiet(report: ScanReport) -> Verdict:
         meaning = f"The strongest sign found is no rarer than the level asks for (p = {text.p_value(report.p_value)}). {meaning}"
     return Verdict("No evidence", "quiet", "No evidence of a backdoor was found.", meaning, (
         "Decide together with what else you know: who trained the model, on which data, and what a wrong answer would cost.",
-        "Where much depends on it, scan again with more clean images, above all if the p-value is near the level or falls with more samples.",
+        "Where much depends on it, scan again with more clean images, above all if the p-value is near the level or falls with their number.",
         "Keep this page with the model: it speaks only of the file with the SHA-256 below.",
     ))  # fmt: skip
 
@@ -101,7 +101,7 @@ def of_repair(result: RepairResult) -> Verdict:
     amount = "did not change" if abs(change) < 0.05 else f"{'rose' if change > 0 else 'fell'} by {abs(change):.1f} points"
     return Verdict(
         "Repaired copy", "quiet", f"A copy was repaired against class{many} {which}; clean accuracy {amount} {held}.",
-        "Whether the backdoor is gone this page cannot prove: no trigger is known here, and a normal norm after a repair is no proof of removal.",
+        "This page cannot prove that the backdoor is gone: no trigger is known here, and a normal norm after a repair is no proof of removal.",
         (
             "Compare the accuracies below with what your application needs.",
             "If you have a suspected trigger, test the copy with it: that alone measures the attack success rate.",
