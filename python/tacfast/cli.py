@@ -251,8 +251,8 @@ def repair_command(
     if html_file is not None:
         from tacfast.explain import versions
 
-        told = {"provenance": {**versions(), **_provenance()}, **_names(source, len(result.before.norms))}
-        result = replace(result, details=told)
+        details: dict[str, Any] = {"provenance": {**versions(), **_provenance()}, **_names(source, len(result.before.norms))}
+        result = replace(result, details=details)
         result.to_html(html_file)
         out.print(f"wrote {escape(str(html_file))}", highlight=False)
     if json_file is not None:

@@ -30,8 +30,8 @@ from tacfast.stability import MOST_CLASSES
 if TYPE_CHECKING:
     from torch import nn
 
-#: Shifts that are shown, of as many suspects or pairs.
-_ROUTES = 4
+#: Shifts that are shown, of as many suspects; and of pairs.
+_SUSPECTS, _PAIRS = 4, 2
 #: Parts of the samples on which the scan is made again.
 _PARTS = (8, 4, 2)
 #: Pixels of a side of the pictures that are kept.
@@ -123,7 +123,7 @@ def explain(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    names: Mapping[int, str] | Sequence[str] | None = None,
+    names: Mapping[int, str] | Sequence[str | None] | None = None,
     device: str = "auto",
     threads: int | None = None,
     progress: bool = False,
@@ -183,12 +183,12 @@ def _pairs(head: _Head, threads: int | None) -> PairSolutions | None:
 def _routes(report: ScanReport, solutions: TacSolutions, pairs: PairSolutions | None) -> Iterator[_Route]:
     """The suspects'; the easiest of the pairs of an all-to-all backdoor; of a model without a suspect the class that came closest."""
     if report.kind == "all-to-all" and pairs is not None:
-        for a, k in sorted(report.pairs, key=lambda pair: float(pairs.norms[pair]))[:_ROUTES]:
+        for a, k in sorted(report.pairs, key=lambda pair: float(pairs.norms[pair]))[:_PAIRS]:
             if np.isfinite(pairs.norms[a, k]):
                 yield _Route(k, a, pairs.perturbation(a, k))
         return
     first = [e.target for e in report.evidence if e.target is not None][:1]
-    for k in [s.target for s in report.suspects][:_ROUTES] or first:
+    for k in [s.target for s in report.suspects][:_SUSPECTS] or first:
         shift = solutions.perturbations[k]
         if np.isfinite(shift).all() and shift.any():
             yield _Route(k, None, shift)

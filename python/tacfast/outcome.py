@@ -59,7 +59,14 @@ class State:
             KeyError, TypeError, ValueError: it is none.
         """
         norms = np.array([np.inf if v is None else number(v) for v in data["norms"]], dtype=float)
-        return cls(number(data["clean_accuracy"]), optional_number(data["recovery_accuracy"]), norms)
+        return cls(
+            clean_accuracy=number(data["clean_accuracy"]),
+            target_accuracy=optional_number(data["target_accuracy"]),
+            agreement=number(data["agreement"]),
+            recovery_accuracy=optional_number(data["recovery_accuracy"]),
+            reach=optional_number(data["reach"]),
+            norms=norms,
+        )
 
 
 @dataclass(frozen=True, repr=False, eq=False)

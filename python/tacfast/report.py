@@ -1,12 +1,12 @@
-"""What a scan says, in Python and in JSON. May import: solver, verdict, details, shown, errors."""
+"""What a scan says, in Python and in JSON. May import: solver, verdict, details, shown, errors; explain when called."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from tacfast.errors import CheckpointError
 from tacfast.shown import Shown, read_json
 from tacfast.solver import STATUSES, TacSolutions
 from tacfast.verdict import Evidence, Kind, Suspect, Verdict
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SCHEMA = "tacfast.scan/1"
 
@@ -66,7 +69,7 @@ class ScanReport(Shown):
     solutions: TacSolutions | None = None
     #: Provenance: SHA-256 of the model file and whatever else the caller knows.
     file: Mapping[str, Any] = field(default_factory=dict)
-    #: What a page shows beyond this, see `tacfast.details`; None unless `tacfast.explain` was called.
+    #: What a page shows beyond this, see `tacfast.details`; None unless `explain` made them.
     details: Mapping[str, Any] | None = None
     #: Pictures of the samples that `details` names, uint8 (H, W, 3) by number; never in JSON.
     pictures: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)
@@ -88,7 +91,7 @@ class ScanReport(Shown):
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it: schema `tacfast.scan/1`, null for infinite norms and deviations, and for unknown alignments.
 
-        `details` is there only where `tacfast.explain` was called; `tacfast.details` says what it holds.
+        `details` is there only where `explain` made it; `tacfast.details` says what it holds.
         """
         return {
             "schema": SCHEMA,
@@ -116,6 +119,30 @@ class ScanReport(Shown):
             "file": dict(self.file),
             **({} if self.details is None else {"details": dict(self.details)}),
         }
+
+    def explain(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        names: Mapping[int, str] | Sequence[str | None] | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> ScanReport:
+        """This report with `details` and `pictures`; see `tacfast.explain`, which has `explain_head` for heads by themselves.
+
+        Args:
+            model, loader, device, threads, progress: as for `scan`; the samples are those that were scanned.
+            names: of the classes, all of them in order or some by number; by default those of the loader's data set, where it has any.
+
+        Raises:
+            ModelError: see `scan`.
+            ProblemError: the data are not those that were scanned.
+        """
+        from tacfast.explain import explain
+
+        return explain(self, model, loader, names=names, device=device, threads=threads, progress=progress)
 
     @classmethod
     def from_dict(cls, data: Any) -> ScanReport:

@@ -188,19 +188,22 @@ def _change(result: RepairResult) -> Markup:
 
 def _changes(result: RepairResult) -> list[tuple[str, str, str]]:
     """What is measured before and after, in words."""
-    before, after = result.before, result.after
-    if after is None:
+    if result.after is None:
         return []
-    pairs = [
-        ("clean accuracy", text.share(before.clean_accuracy), text.share(after.clean_accuracy)),
-        ("recovery accuracy: on latents shifted by the surrogate trigger", text.share(before.recovery_accuracy), text.share(after.recovery_accuracy)),
-    ]  # fmt: skip
-    names = (result.details or {}).get("names") or []
-    pairs += [
-        (f"norm of class {text.label(k, names)}", text.quantity(float(before.norms[k])), text.quantity(float(after.norms[k])))
-        for k in result.targets[:_ROWS]
+    both, names = (result.before, result.after), (result.details or {}).get("names") or []
+    rows: list[tuple[str, tuple[str, ...]]] = [
+        ("clean accuracy", tuple(text.share(s.clean_accuracy) for s in both)),
+        ("clean accuracy on the target class", tuple(text.share(s.target_accuracy) for s in both)),
+        ("recovery accuracy", tuple(text.share(s.recovery_accuracy) for s in both)),
+        ("reach of a universal perturbation", tuple(text.share(s.reach) for s in both)),
+        ("same class as before the repair", ("", text.share(result.after.agreement))),
     ]
-    median = [
-        float(np.median(state.norms[np.isfinite(state.norms)])) if np.isfinite(state.norms).any() else None for state in (before, after)
-    ]
-    return [*pairs, ("median norm of all classes", text.quantity(median[0]), text.quantity(median[1]))]
+    for k in result.targets[:_ROWS]:
+        rows.append((f"norm of class {text.label(k, names)}", tuple(text.quantity(float(s.norms[k])) for s in both)))
+    rows.append(("median norm of all classes", tuple(text.quantity(_median(s.norms)) for s in both)))
+    return [(name, before, after) for name, (before, after) in rows]
+
+
+def _median(norms: NDArray[np.float64]) -> float | None:
+    finite = norms[np.isfinite(norms)]
+    return float(np.median(finite)) if len(finite) else None

@@ -101,6 +101,10 @@ def chart(draw: Callable[[float], Figure], name: str, description: str) -> Marku
 def _inline(figure: Figure, kind: str, name: str, description: str) -> Markup:
     buffer = io.BytesIO()
     with drawing():
+        engine = figure.get_layout_engine()
+        if engine is not None:  # once here, rather than before a first drawing and after it
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     root = ElementTree.fromstring(buffer.getvalue().decode())
     for parent in list(root.iter()):

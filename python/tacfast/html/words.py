@@ -75,7 +75,7 @@ def _quiet(report: ScanReport) -> Verdict:
         meaning = f"The strongest sign found is no rarer than the level asks for (p = {text.p_value(report.p_value)}). {meaning}"
     return Verdict("No evidence", "quiet", "No evidence of a backdoor was found.", meaning, (
         "Decide together with what else you know: who trained the model, on which data, and what a wrong answer would cost.",
-        "Where much depends on it, scan again with more clean images, above all if the p-value is near the level or falls with their number.",
+        "Where much depends on it, scan again with more clean images, above all if the p-value is near the level or still falls.",
         "Keep this page with the model: it speaks only of the file with the SHA-256 below.",
     ))  # fmt: skip
 
@@ -90,7 +90,7 @@ def _open(report: ScanReport) -> Verdict:
 def of_repair(result: RepairResult) -> Verdict:
     if result.after is None:
         return Verdict("Nothing done", "open", "Nothing was repaired: no class was suspected.", "The model is as it was.", (
-            "Read the page of the scan: no evidence is not proof that there is no backdoor.",
+            "Read the page of the scan: that it found no evidence is not proof that there is none to find.",
             "To repair a class whatever the scan says, name it: --target K, or targets=[K].",
         ))  # fmt: skip
     names = (result.details or {}).get("names") or []
@@ -101,7 +101,7 @@ def of_repair(result: RepairResult) -> Verdict:
     amount = "did not change" if abs(change) < 0.05 else f"{'rose' if change > 0 else 'fell'} by {abs(change):.1f} points"
     return Verdict(
         "Repaired copy", "quiet", f"A copy was repaired against class{many} {which}; clean accuracy {amount} {held}.",
-        "This page cannot prove that the backdoor is gone: no trigger is known here, and a normal norm after a repair is no proof of removal.",
+        "This page cannot prove that the backdoor is gone: no trigger is known here, and a normal norm is no proof of removal.",
         (
             "Compare the accuracies below with what your application needs.",
             "If you have a suspected trigger, test the copy with it: that alone measures the attack success rate.",
