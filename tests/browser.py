@@ -139,7 +139,7 @@ def thousand() -> Shown:
 
 
 def thousand_flagged() -> Shown:
-    return _thousand(3.5)
+    return _thousand(15.0)
 
 
 def _thousand(shift: float) -> Shown:
@@ -149,7 +149,7 @@ def _thousand(shift: float) -> Shown:
 
 
 def signs() -> Shown:
-    return pages.explained(43, dim=128, samples=1290, shift=2.5, targets=(11, 30), pictures=False)
+    return pages.explained(43, dim=128, samples=1290, shift=8.0, targets=(11, 30), pictures=False)
 
 
 def hostile() -> Shown:
@@ -166,8 +166,10 @@ def inconclusive() -> Shown:
 
 CASES: dict[str, Callable[[], Any]] = {
     make.__name__: make
-    for make in (clean, backdoored, all_to_all, repaired, signs, thousand, thousand_flagged, inconclusive)
-    + (hostile, hostile_repair, pages.nothing_done)
+    for make in (
+        *(clean, backdoored, all_to_all, repaired, signs, thousand, thousand_flagged, inconclusive),
+        *(hostile, hostile_repair, pages.nothing_done),
+    )
 }
 
 

@@ -130,7 +130,7 @@ def _text(value: Any) -> str:
 
 
 def _word(value: Any) -> Any:
-    return _text(value) if isinstance(value, str) else value if isinstance(value, bool) else number(value)
+    return _text(value) if isinstance(value, str) else value if isinstance(value, int) else number(value)
 
 
 def _whole(below: int | None = None) -> Reader:

@@ -69,7 +69,7 @@ def explain_head(
     latents: ArrayLike,
     *,
     names: Mapping[int, str] | Sequence[str | None] | None = None,
-    names_from: str = "given",
+    names_from: str = "the caller",
     images: NDArray[np.uint8] | None = None,
     threads: int | None = None,
     provenance: Mapping[str, Any] | None = None,

@@ -156,7 +156,11 @@ def _named(point: dict[str, object]) -> str:
         return "all-to-all"
     targets = point["targets"] if isinstance(point["targets"], list) else []
     many = ", …" if len(targets) > 2 else ""
-    return f"class {', '.join(map(str, targets[:2]))}{many}" if targets else str(point["verdict"])
+    return (
+        f"class {', '.join(map(str, targets[:2]))}{many}"
+        if targets
+        else {"clean": "no evidence"}.get(str(point["verdict"]), str(point["verdict"]))
+    )
 
 
 def _level(axes: Axes, alpha: float) -> None:

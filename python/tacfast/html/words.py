@@ -72,7 +72,10 @@ def _flagged(report: ScanReport) -> Verdict:
 def _quiet(report: ScanReport) -> Verdict:
     meaning = f"That is not proof that there is none. {_LIMITS}"
     if report.p_value is not None:
-        meaning = f"The strongest sign found is no rarer than the level asks for (p = {text.p_value(report.p_value)}). {meaning}"
+        meaning = (
+            "The strongest sign that was found is not rare enough among models without a backdoor to be called evidence "
+            f"(p = {text.p_value(report.p_value)}, level {report.alpha:g}). {meaning}"
+        )
     return Verdict("No evidence", "quiet", "No evidence of a backdoor was found.", meaning, (
         "Decide together with what else you know: who trained the model, on which data, and what a wrong answer would cost.",
         "Where much depends on it, scan again with more clean images, above all if the p-value is near the level or still falls.",
@@ -97,10 +100,10 @@ def of_repair(result: RepairResult) -> Verdict:
     which = ", ".join(text.label(k, names, text.SHORT) for k in result.targets[:6]) + (", …" if len(result.targets) > 6 else "")
     many = "es" if len(result.targets) > 1 else ""
     change = 100 * (result.after.clean_accuracy - result.before.clean_accuracy)
-    held = "on held-out clean samples" + ("" if result.labelled else ", measured against the model's own predictions")
+    held = "accuracy on held-out clean samples" + ("" if result.labelled else ", measured against the model's own predictions,")
     amount = "did not change" if abs(change) < 0.05 else f"{'rose' if change > 0 else 'fell'} by {abs(change):.1f} points"
     return Verdict(
-        "Repaired copy", "quiet", f"A copy was repaired against class{many} {which}; clean accuracy {amount} {held}.",
+        "Repaired copy", "quiet", f"A copy was repaired against class{many} {which}; {held} {amount}.",
         "This page cannot prove that the backdoor is gone: no trigger is known here, and a normal norm is no proof of removal.",
         (
             "Compare the accuracies below with what your application needs.",
