@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import tacfast
+from tacfast.schemas import load
 
 for absent in ("torch", "sklearn", "PIL"):
     assert importlib.util.find_spec(absent) is None, f"{absent} is installed here: this run proves nothing"
@@ -26,4 +27,6 @@ with tempfile.TemporaryDirectory() as folder:
     np.savez(file, W=w, Z=z)
     subprocess.run([sys.argv[1], "solve", file, "--out", Path(folder, "out.json")], check=True, stdout=subprocess.DEVNULL)
     assert Path(folder, "out.json").stat().st_size > 1000
+assert load("scan")["$id"] == "urn:tacfast:scan:1"
+subprocess.run([sys.argv[1], "doctor", "--quiet"], check=True)
 print(f"wheel of tacfast {tacfast.__version__}: {solutions}, no torch in sight")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import tacfast
+from schemas import strict
 from tacfast import bench
 
 SIZE = {"classes": 7, "dim": 5, "samples": 30}
@@ -65,7 +66,7 @@ def test_the_command_times_a_head_or_a_synthetic_one(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "whole solve" in done.stdout
         report = json.loads((tmp_path / "bench.json").read_text())
-        assert report["schema"] == "tacfast.bench/1"
+        strict("bench").validate(report)
         assert {name: report[name] for name in SIZE} == SIZE
         assert sum(report["status"].values()) == SIZE["classes"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import tacfast
+from schemas import strict
 from tacfast.checkpoints import load_weights, read_weights
 from tacfast.cli import _with_doubt
 from tacfast.sources import Doubt
@@ -71,7 +73,7 @@ def test_the_exit_code_is_the_verdict(file: str, code: int, verdict: str, place:
     assert done.stdout.startswith(verdict)
     assert ("of the samples there" in done.stdout) == (code == 1)
     report = json.loads((tmp_path / "scan.json").read_text())
-    assert report["schema"] == "tacfast.scan/1"
+    strict("scan").validate(report)
     assert report["verdict"] == verdict
     assert report["file"]["sha256"] == hashlib.sha256((place / f"{file}.npz").read_bytes()).hexdigest()
     assert (report["clean_accuracy"] is not None) == (file == "clean")
@@ -83,6 +85,7 @@ def test_scan_then_repair_a_checkpoint(file: str, place: Path, tmp_path: Path) -
     scan = run("scan", file, *model_options(place), "--limit", 60, "--json", tmp_path / "scan.json", cwd=place)
     assert scan.returncode in (0, 1, 3), scan.stderr
     report = json.loads((tmp_path / "scan.json").read_text())
+    strict("scan").validate(report)
     assert report["samples"] == 60
     assert report["head"]["name"] == "4"
     assert set(report["file"]) == {"model", "sha256", "arch", "arch_args", "data", "data_sha256", "preprocessing", "notes"}
@@ -131,7 +134,7 @@ def test_repair_writes_weights_that_fit(place: Path, tmp_path: Path) -> None:
     assert "mean 0.5,0.5,0.5, std 0.25" in told["preprocessing"]
     assert json.loads(told["tacfast"])["targets"] == [target]
     result = json.loads((tmp_path / "repair.json").read_text())
-    assert result["schema"] == "tacfast.repair/1"
+    strict("repair").validate(result)
     assert (result["repaired"], result["targets"], result["method"]) == (True, [target], "head")
 
 
@@ -167,7 +170,7 @@ def test_solve_writes_json_and_npz(place: Path, tmp_path: Path) -> None:
         assert "20 solved" in done.stdout
     data = json.loads((tmp_path / "s.json").read_text())
     arrays = np.load(tmp_path / "s.npz")
-    assert data["schema"] == "tacfast.solve/1"
+    strict("solve").validate(data)
     # Every array can be read: nothing was pickled.
     assert all(arrays[name].ndim <= 2 for name in arrays.files)
     assert set(data["stage_seconds"]) == {name.removeprefix("seconds_") for name in arrays.files if name.startswith("seconds_")}
@@ -207,6 +210,8 @@ def test_errors_are_one_line_and_exit_code_2(what: str, place: Path) -> None:
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.strip().isprintable()
+        # What would be right, or what to do next.
+        assert re.search(r" must |needed|; | holds no |of no use|\. [A-Z]", done.stderr), done.stderr
 
 
 def test_a_closed_pipe_does_not_change_the_verdict(place: Path) -> None:
@@ -222,7 +227,7 @@ def test_debug_shows_the_traceback(place: Path) -> None:
 
 def test_version_and_help(place: Path) -> None:
     assert run("--version", cwd=place).stdout.strip() == tacfast.__version__
-    for command in ("demo", "solve", "scan", "repair", "bench"):
+    for command in ("demo", "solve", "scan", "repair", "bench", "doctor", "schema"):
         done = run(command, "--help", cwd=place)
         assert done.returncode == 0
         assert "Usage" in done.stdout

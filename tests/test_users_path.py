@@ -11,6 +11,7 @@ import pytest
 from sources import CASES, CLASSES, make_images
 from typer.testing import CliRunner
 
+from schemas import strict
 from tacfast.cli import app
 from tacfast.report import ScanReport
 
@@ -61,6 +62,7 @@ def test_the_line_of_the_readme(word: str, data: Path, tmp_path: Path) -> None:
     assert code in (0, 1, 3), output
     assert shown in output
     assert "warning" not in output
+    strict("scan").validate(json.loads((tmp_path / "scan.json").read_text()))
     report = ScanReport.from_json(tmp_path / "scan.json")
     assert report.clean_accuracy is not None
     assert report.clean_accuracy > 0.6

@@ -44,15 +44,20 @@ _STYLE: dict[Any, Any] = {
 _METADATA: dict[Kind, dict[str, Any]] = {Kind.svg: {"Date": None, "Creator": None}, Kind.png: {"Software": None}}
 
 
-def panels(count: int, *, width: float = 4.4, height: float = 4.6, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels in a row, and one where there is nothing to be shown."""
+def panels(count: int, *, width: float = 4.4, height: float = 4.6, columns: int | None = None, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, in one row or in rows of so many columns, and one where there is nothing to be shown."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    count = max(count, 1)
+    across = min(count, columns or count)
+    down = -(-count // across)
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width * max(count, 1), height), layout="constrained")
-        found = figure.subplots(1, max(count, 1), squeeze=False, **shared)
-    return figure, list(np.ravel(found))
+        figure = Figure(figsize=(width * across, height * down), layout="constrained")
+        found = list(np.ravel(figure.subplots(down, across, squeeze=False, **shared)))
+    for axes in found[count:]:
+        axes.remove()
+    return figure, found[:count]
 
 
 def legend(axes: Axes) -> None:

@@ -34,7 +34,9 @@ def build_model(arch: str, arguments: Mapping[str, Any]) -> Any:
     try:
         model = factory(**keywords)
     except Exception as error:
-        raise CheckpointError(f"{arch} could not be built with {keywords}: {type(error).__name__}: {error}") from error
+        raise CheckpointError(
+            f"{arch} could not be built with {keywords}: {type(error).__name__}: {error}; --arch-arg sets them"
+        ) from error
     if not hasattr(model, "state_dict"):
         raise CheckpointError(f"{arch} must give a torch.nn.Module, it gave {type(model).__name__}")
     return model
@@ -131,14 +133,14 @@ def _factory(path: Path, name: str) -> Callable[..., Any]:
         raise CheckpointError(f"no such architecture file: {path}; --arch must be {_FORMS}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise CheckpointError(f"{path} is not a Python file")
+        raise CheckpointError(f"{path} is not a Python file; --arch must be {_FORMS}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise CheckpointError(f"{path} could not be run: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{path} could not be run: {type(error).__name__}: {error}; it must run as a script by itself") from error
     factory = getattr(module, name, None)
     if not callable(factory):
-        raise CheckpointError(f"{path} defines no function {name!r}")
+        raise CheckpointError(f"{path} defines no function {name!r}; --arch must be {_FORMS}")
     result: Callable[..., Any] = factory
     return result

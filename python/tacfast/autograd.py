@@ -50,7 +50,7 @@ class _TacNorm(torch.autograd.Function):
         solutions = solve(w, b, z, classes=classes, quantile=quantile, threads=threads)
         for k, status in zip(classes, solutions.status, strict=True):
             if status not in ("solved", "trivial"):
-                raise SolveError(f"class {k} is {status}: it has no smallest shift to differentiate")
+                raise SolveError(f"class {k} is {status}: it has no smallest shift to differentiate; leave it out of the classes")
         counts = np.diff(solutions.indptr)
         at = (np.repeat(np.arange(len(classes)), counts), np.repeat(solutions.classes, counts), solutions.active, solutions.samples)
         places = [torch.as_tensor(np.asarray(v, dtype=np.int64), device=latents.device) for v in at]

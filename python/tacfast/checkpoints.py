@@ -94,7 +94,10 @@ def load_weights(model: Any, tensors: Mapping[str, Any]) -> tuple[str, ...]:
     converted = {k: v.to(own[k].dtype) for k, v in state.items()}
     overflown = [k for k, v in converted.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if overflown:
-        raise CheckpointError(f"weights are too large for {own[overflown[0]].dtype}: {', '.join(overflown[:4])}")
+        named = ", ".join(overflown[:4])
+        raise CheckpointError(
+            f"weights are too large for {own[overflown[0]].dtype}: {named}; build the model in {state[overflown[0]].dtype}"
+        )
     # Into its own dictionary, which also holds the versions of its modules: some cannot be loaded without.
     own.update(converted)
     model.load_state_dict(own)

@@ -28,6 +28,7 @@ from tacfast.errors import CheckpointError
 MAX_FILE = 16 * 2**30
 #: Kinds of numpy arrays that hold values and nothing else: no objects, no records.
 _PLAIN_KINDS = "biufcSU"
+_ANEW = "Save plain arrays anew, with numpy.savez or numpy.save"
 
 
 def most_bytes() -> int:
@@ -48,14 +49,16 @@ def read_bytes(path: Path, *, most: int | None = None) -> bytes:
     most = most_bytes() if most is None else most
     try:
         if not path.is_file():  # a pipe would block, a device would never end
-            raise CheckpointError(f"cannot read {str(path)!r}: {'not a regular file' if path.exists() else os.strerror(errno.ENOENT)}")
+            raise CheckpointError(
+                f"cannot read {str(path)!r}: {'not a regular file' if path.exists() else os.strerror(errno.ENOENT)}; check the path"
+            )
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             content = b"" if size > most else stream.read(size)
     except OSError as error:
-        raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror}; check the path and its permissions") from None
     if size > most:
-        raise CheckpointError(f"{path.name} was refused: it has {size} bytes, at most {most} are read")
+        raise CheckpointError(f"{path.name} was refused: it has {size} bytes, at most {most} are read here; give a smaller file")
     return content
 
 
@@ -74,9 +77,9 @@ def read_npz(path: str | Path) -> tuple[dict[str, NDArray[Any]], str]:
             warnings.simplefilter("ignore")
             arrays = _parse_npz(content)
     except CheckpointError as error:
-        raise CheckpointError(f"{path.name} was refused: {error}") from None
+        raise CheckpointError(f"{path.name} was refused: {error}. {_ANEW}") from None
     except Exception:  # numpy, zipfile and zlib raise whatever a hostile file makes them raise
-        raise CheckpointError(f"{path.name} was refused: it is damaged, or no .npz archive") from None
+        raise CheckpointError(f"{path.name} was refused: it is damaged, or no .npz archive. {_ANEW}") from None
     return arrays, hashlib.sha256(content).hexdigest()
 
 
@@ -96,9 +99,9 @@ def read_npy(path: str | Path) -> tuple[NDArray[Any], str]:
             stream.seek(0)
             array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     except CheckpointError as error:
-        raise CheckpointError(f"{path.name} was refused: {error}") from None
+        raise CheckpointError(f"{path.name} was refused: {error}. {_ANEW}") from None
     except Exception:  # numpy raises whatever a hostile file makes it raise
-        raise CheckpointError(f"{path.name} was refused: it is damaged, or no .npy file") from None
+        raise CheckpointError(f"{path.name} was refused: it is damaged, or no .npy file. {_ANEW}") from None
     return array, hashlib.sha256(content).hexdigest()
 
 
@@ -143,7 +146,7 @@ def atomic(path: str | Path) -> Iterator[Any]:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise CheckpointError(f"cannot write {str(path)!r}: {error.strerror}") from None
+        raise CheckpointError(f"cannot write {str(path)!r}: {error.strerror}; choose another place") from None
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
@@ -155,7 +158,7 @@ def atomic(path: str | Path) -> Iterator[Any]:
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise CheckpointError(f"cannot write {str(path)!r}: {error.strerror}") from None
+            raise CheckpointError(f"cannot write {str(path)!r}: {error.strerror}; choose another place") from None
         raise
 
 
@@ -166,8 +169,8 @@ def check_writable(path: Path) -> None:
         CheckpointError: the folder does not exist or is read-only, or the path is a folder itself.
     """
     if path.is_dir():
-        raise CheckpointError(f"cannot write {str(path)!r}: it is a folder")
+        raise CheckpointError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise CheckpointError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+        raise CheckpointError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
     if not os.access(path.parent, os.W_OK):
-        raise CheckpointError(f"cannot write {str(path)!r}: the folder is read-only")
+        raise CheckpointError(f"cannot write {str(path)!r}: the folder is read-only; choose another")

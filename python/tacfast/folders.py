@@ -24,6 +24,7 @@ from tacfast.files import read_bytes
 from tacfast.preprocessing import Preprocessing, of_timm, of_transformers
 
 _CONFIG = "config.json"
+_INSTEAD = "get the folder again, or give the checkpoint in it with --arch"
 #: Bytes of a configuration: enough for the names of 100,000 classes and of as many tensors.
 _LARGEST = 16 * 2**20
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -65,7 +66,7 @@ def read_folder_weights(folder: Path) -> Weights:
             return read_weights(folder / name)
         if (folder / f"{name}.index.json").is_file():
             return _read_shards(folder, f"{name}.index.json")
-    raise CheckpointError(f"{folder.name} holds no weights; expected {' or '.join(_WEIGHTS)}, or their .index.json")
+    raise CheckpointError(f"{folder.name} holds no weights; expected {' or '.join(_WEIGHTS)}, or their .index.json; {_INSTEAD}")
 
 
 def load_folder(folder: Path, tensors: Mapping[str, Any]) -> Folder:
@@ -81,7 +82,7 @@ def load_folder(folder: Path, tensors: Mapping[str, Any]) -> Folder:
         return _load_transformers(folder, config, tensors, digest)
     if isinstance(config.get("architecture"), str):
         return _load_timm(config, tensors, digest)
-    raise CheckpointError(f"{folder.name}/{_CONFIG} names neither a model_type of transformers nor an architecture of timm")
+    raise CheckpointError(f"{folder.name}/{_CONFIG} names neither a model_type of transformers nor an architecture of timm; {_INSTEAD}")
 
 
 def _json_object(content: bytes, path: Path) -> dict[str, Any]:
@@ -90,18 +91,18 @@ def _json_object(content: bytes, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path.parent.name}/{path.name} holds no JSON object")
+        raise CheckpointError(f"{path.parent.name}/{path.name} holds no JSON object; get the folder again")
     return value
 
 
 def _read_shards(folder: Path, index: str) -> Weights:
     files = _json_object(read_bytes(folder / index, most=_LARGEST), folder / index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) and _WORD.fullmatch(f) for f in files.values()):
-        raise CheckpointError(f"{folder.name}/{index}: weight_map must map tensors to files of this folder")
+        raise CheckpointError(f"{folder.name}/{index}: weight_map must map tensors to files of this folder; get the folder again")
     shards = {name: read_weights(folder / name) for name in sorted(set(files.values()))}
     tensors = {key: tensor for shard in shards.values() for key, tensor in shard.tensors.items()}
     if len(tensors) != sum(len(shard.tensors) for shard in shards.values()):
-        raise CheckpointError(f"{folder.name}: the same tensor lies in two of its files")
+        raise CheckpointError(f"{folder.name}: the same tensor lies in two of its files; get the folder again")
     digest = hashlib.sha256("".join(f"{name} {shard.sha256}\n" for name, shard in shards.items()).encode()).hexdigest()
     return Weights(tensors, digest, {}, (f"weights from {len(shards)} files; the SHA-256 is that of the list of theirs",))
 
@@ -118,10 +119,10 @@ def _load_transformers(folder: Path, config: dict[str, Any], tensors: Mapping[st
                 None, config=settings, state_dict=dict(tensors), output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
             )
         except Exception as error:  # the configuration is untrusted
-            raise CheckpointError(f"{kind.__name__} could not be built: {type(error).__name__}: {_first_line(error)}") from None
+            raise CheckpointError(f"{kind.__name__} could not be built: {type(error).__name__}: {_first_line(error)}; {_INSTEAD}") from None
         problems = _misfit(info)
         if problems:
-            raise CheckpointError(f"the weights do not fit {folder.name}/{_CONFIG} ({kind.__name__}); {problems}")
+            raise CheckpointError(f"the weights do not fit {folder.name}/{_CONFIG} ({kind.__name__}); {problems}; get both from one place")
     classes = {str(label): int(k) for k, label in settings.id2label.items()}
     return Folder(model.eval(), f"transformers:{kind.__name__}", partial(_transformers_preprocessing, folder), classes, digest, notes)
 
@@ -132,16 +133,18 @@ def _check_size(settings: Any, tensors: Mapping[str, Any], build: Callable[[], A
 
     held = sum(tensor.numel() for tensor in tensors.values())
     if _deepest(settings) > len(tensors):
-        raise CheckpointError(f"{name} asks for more layers than the file has tensors, {len(tensors)}")
+        raise CheckpointError(f"{name} asks for more layers than the file has tensors, {len(tensors)}; get both from one place")
     try:
         with torch.device("meta"):
             asked = sum(p.numel() for p in build().parameters())
     except CheckpointError:
         raise
     except Exception as error:  # the configuration is untrusted
-        raise CheckpointError(f"{name} describes no model that can be built: {type(error).__name__}: {_first_line(error)}") from None
+        raise CheckpointError(
+            f"{name} describes no model that can be built: {type(error).__name__}: {_first_line(error)}; {_INSTEAD}"
+        ) from None
     if asked > _SLACK * held:
-        raise CheckpointError(f"{name} describes a model of {asked} weights, the file holds {held}")
+        raise CheckpointError(f"{name} describes a model of {asked} weights, the file holds {held}; get both from one place")
 
 
 def _deepest(value: Any, counts: bool = False) -> int:
@@ -174,21 +177,23 @@ def _transformers_class(folder: Path, config: dict[str, Any]) -> tuple[Any, Any,
     clean = _without_fetching(config)
     try:
         if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-            raise CheckpointError(f"{folder.name}/{_CONFIG}: transformers has no model_type {kind!r}{code}")
+            raise CheckpointError(f"{folder.name}/{_CONFIG}: transformers has no model_type {kind!r}{code}; {_INSTEAD}")
         settings = CONFIG_MAPPING[kind].from_dict(clean)
         if type(settings) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-            raise CheckpointError(f"{folder.name}/{_CONFIG}: transformers has no image classifier of model_type {kind!r}")
+            raise CheckpointError(f"{folder.name}/{_CONFIG}: transformers has no image classifier of model_type {kind!r}; {_INSTEAD}")
     except CheckpointError:
         raise
     except Exception as error:  # the configuration is untrusted
-        raise CheckpointError(f"{folder.name}/{_CONFIG} is no configuration of {kind!r}: {_first_line(error)}") from None
+        raise CheckpointError(f"{folder.name}/{_CONFIG} is no configuration of {kind!r}: {_first_line(error)}; {_INSTEAD}") from None
     found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
     choices = {c.__name__: c for c in (found if isinstance(found, tuple) else (found,))}
     wanted = name[0] if isinstance(name, list) and name else None
     if wanted is None:
         return next(iter(choices.values())), settings, notes
     if wanted not in choices:
-        raise CheckpointError(f"{folder.name}/{_CONFIG}: {wanted!r} is no image classifier of transformers; expected {', '.join(choices)}")
+        raise CheckpointError(
+            f"{folder.name}/{_CONFIG}: {wanted!r} is no image classifier of transformers; expected {', '.join(choices)}; {_INSTEAD}"
+        )
     return choices[wanted], settings, notes
 
 
@@ -240,9 +245,11 @@ def _offline() -> Iterator[None]:
 def _load_timm(config: dict[str, Any], tensors: Mapping[str, Any], digest: str) -> Folder:
     name, settings, arguments = config["architecture"], config.get("pretrained_cfg") or {}, config.get("model_args") or {}
     if not isinstance(settings, dict) or not isinstance(arguments, dict) or not all(map(_is_harmless, arguments.items())):
-        raise CheckpointError(f"{_CONFIG}: pretrained_cfg and model_args must be objects, the latter of plain numbers and words")
+        raise CheckpointError(
+            f"{_CONFIG}: pretrained_cfg and model_args must be objects, the latter of plain numbers and words; {_INSTEAD}"
+        )
     if not _WORD.fullmatch(name):  # nothing that could be taken for a path or an address
-        raise CheckpointError(f"{_CONFIG}: {name[:80]!r} is no name of an architecture")
+        raise CheckpointError(f"{_CONFIG}: {name[:80]!r} is no name of an architecture; {_INSTEAD}")
     classes = config.get("num_classes", settings.get("num_classes"))
     arch = f"timm:{name}"
     arguments = {**arguments, **({} if classes is None else {"num_classes": classes})}

@@ -27,6 +27,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, tor
 #: A layer that was run, under its name, and its input.
 _Call = tuple[str, nn.Linear | nn.Conv2d, Tensor]
 
+_KNOWN = "docs/models.md says which heads are known"
 _WRAP = "wrap it in a module that returns the one to be judged"
 
 #: Between the names of layers whose mean is the output.
@@ -110,7 +111,7 @@ def choose_device(model: nn.Module, device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"device {device!r} is not available: {str(error).splitlines()[0]}; use cpu") from None
     return chosen
 
 
@@ -281,7 +282,9 @@ def capture(model: nn.Module, loader: Iterable[Any], *, device: str = "auto", pr
             if not bool(logits.isfinite().all()):
                 raise ModelError(f"the model's output is not finite in batch {number}: check the preprocessing and the images")
             if not error <= _tolerance(logits):
-                raise ModelError(f"the logits of batch {number} are not W z + b of the last run of {name!r} (relative error {error:.1e})")
+                raise ModelError(
+                    f"the logits of batch {number} are not W z + b of the last run of {name!r} (relative error {error:.1e}); {_KNOWN}"
+                )
             worst = max(worst, error)
             latents.append(z.cpu())
             predictions.append(logits.argmax(1).cpu())
@@ -335,7 +338,7 @@ def _latents_and_logits(model: nn.Module, head: Head, images: Tensor) -> tuple[T
         logits = logits_of(_run(model, images))
     z = _latent(head, latest[0]) if latest else None
     if z is None:
-        raise ModelError("the head was not run on every batch, or on inputs of another shape")
+        raise ModelError(f"the head was not run on every batch, or on inputs of another shape; {_KNOWN}")
     return z, logits
 
 
@@ -346,7 +349,9 @@ def _run(model: nn.Module, images: Tensor) -> Any:
         what = (str(error).splitlines() or [""])[0] or type(error).__name__
         own = {p.dtype for p in model.parameters() if p.is_floating_point()}
         mend = f"; its weights are {own.pop()} and the images {images.dtype}: try model.float()" if own and images.dtype not in own else ""
-        raise ModelError(f"the model failed on a batch of shape {tuple(images.shape)}: {what}{mend}") from error
+        raise ModelError(
+            f"the model failed on a batch of shape {tuple(images.shape)}: {what}{mend or '; feed it one such batch yourself to see where'}"
+        ) from error
 
 
 def _is_pointwise(module: nn.Conv2d) -> bool:

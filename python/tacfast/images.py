@@ -65,7 +65,7 @@ def read_images(
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"there is no data at {str(path)!r}")
+        raise CheckpointError(f"there is no data at {str(path)!r}; check --data")
     if limit is not None and limit < 1:
         raise CheckpointError(f"limit must be at least 1, got {limit}")
     if path.is_dir():
@@ -156,7 +156,7 @@ def _list(path: Path) -> tuple[list[tuple[Path, int]], list[str]]:
         root = path.resolve()
         outside = next((f for f in (*classes, *(f for f, _ in files)) if not f.resolve().is_relative_to(root)), None)
     except (OSError, RuntimeError) as error:  # no permission, or links in a circle
-        raise CheckpointError(f"cannot list {str(path)!r}: {error}") from None
+        raise CheckpointError(f"cannot list {str(path)!r}: {error}; check its permissions and links") from None
     if not files:
         raise CheckpointError(f"no images in {str(path)!r} (looked for {' '.join(_IMAGES)})")
     if outside is not None:
@@ -176,9 +176,11 @@ def _decode(content: bytes, file: Path, prepare: Prepare | None) -> NDArray[np.u
                 rgb = image.convert("RGB")
                 return np.asarray(rgb if prepare is None else prepare(rgb))
     except UnidentifiedImageError:
-        raise CheckpointError(f"cannot read image {str(file)!r}: it is none of {', '.join(_FORMATS)}") from None
+        raise CheckpointError(
+            f"cannot read image {str(file)!r}: it is none of {', '.join(_FORMATS)}; convert it, or leave it out"
+        ) from None
     except Exception as error:  # decoders raise whatever a hostile file makes them raise
-        raise CheckpointError(f"cannot read image {str(file)!r}: {error}") from None
+        raise CheckpointError(f"cannot read image {str(file)!r}: {error}; replace it, or leave it out") from None
 
 
 def _prepared(pixels: NDArray[np.uint8], prepare: Prepare) -> NDArray[np.uint8]:

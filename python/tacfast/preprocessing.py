@@ -134,7 +134,7 @@ def of_timm(config: Mapping[str, Any], name: str) -> Preprocessing:
         size = (math.floor(height / t["crop_pct"]), math.floor(width / t["crop_pct"]))
         mode, mean, std = t["crop_mode"], tuple(map(float, t["mean"])), tuple(map(float, t["std"]))
     except Exception as error:  # the configuration is untrusted
-        raise CheckpointError(f"{origin} cannot be read: {type(error).__name__}: {error}") from None
+        raise CheckpointError(f"{origin} cannot be read: {type(error).__name__}: {error}; give --size, --mean and --std") from None
     if mode == "border" or (mode != "squash" and size[0] != size[1]):
         raise CheckpointError(f"{origin}: crop_mode {mode!r} to {height} x {width} is not supported; give --size, --mean and --std")
     resize = size if mode == "squash" else size[0]
@@ -157,7 +157,7 @@ def of_transformers(processor: Any, origin: str) -> Preprocessing:
     except CheckpointError:
         raise
     except Exception as error:  # the configuration is untrusted
-        raise CheckpointError(f"{origin} cannot be read: {type(error).__name__}: {error}") from None
+        raise CheckpointError(f"{origin} cannot be read: {type(error).__name__}: {error}; give --size, --mean and --std") from None
     made = ours.inputs(np.asarray(ours.sized(sample))[None])
     allowed = 255 * ours.scale * _SAME_PIXELS / min(ours.std)
     if made.shape != theirs.shape or float(np.abs(made - theirs).max()) > allowed:

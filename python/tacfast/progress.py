@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Item = TypeVar("Item")
 
@@ -15,12 +18,10 @@ def track(items: Iterable[Item], what: str, *, shown: bool, total: int | None = 
     if not shown:
         yield from items
         return
-    from rich.console import Console
-    from rich.progress import track as rich_track
-
     if total is None and isinstance(items, Sized):
         total = len(items)
-    yield from rich_track(items, what, total=total, console=Console(stderr=True), transient=True)
+    with _bar() as bar:
+        yield from bar.track(items, description=what, total=total)
 
 
 @contextmanager
@@ -29,12 +30,18 @@ def counter(what: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | 
     if not shown:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with _bar() as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _bar() -> Progress:
+    """What, how far, and the time left, in 40 columns."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=14), TaskProgressColumn(), TimeRemainingColumn(compact=True))
+    return Progress(*columns, TextColumn("left"), console=Console(stderr=True), transient=True)
 
 
 @contextmanager

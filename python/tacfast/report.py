@@ -1,4 +1,4 @@
-"""What a scan says, in Python and in JSON. May import: solver, verdict, details, shown, errors; explain when called."""
+"""What a scan says, in Python and in JSON. May import: solver, verdict, taxonomy, details, shown, errors; explain when called."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tacfast.details import KINDS, VERDICTS, number, optional_number, read_detai
 from tacfast.errors import CheckpointError
 from tacfast.shown import Shown, read_json
 from tacfast.solver import STATUSES, TacSolutions
+from tacfast.taxonomy import tags
 from tacfast.verdict import Evidence, Kind, Suspect, Verdict
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class ScanReport(Shown):
             "verdict": self.verdict,
             "reason": self.reason,
             "p_value": self.p_value,
+            "tags": tags(self.verdict),
             "kind": self.kind,
             "suspects": [s.to_dict() for s in self.suspects],
             "pairs": [list(pair) for pair in self.pairs],

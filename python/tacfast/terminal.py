@@ -1,15 +1,21 @@
-"""What people see: the two consoles and the tables. May import: rich, report, solver; the rest for its types only."""
+"""What people see: the consoles, the tables, the one line of --quiet. May import: rich, report, solver; the rest for its types only.
+
+Answers go to standard output; notes on the way there too, warnings, errors and progress to standard error. Where a report takes standard
+output (`--json -`), what people see goes to standard error.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tacfast.report import ScanReport
 from tacfast.solver import TacSolutions
@@ -17,23 +23,73 @@ from tacfast.solver import TacSolutions
 if TYPE_CHECKING:
     from tacfast.bench import BenchResult
     from tacfast.demo import DemoResult
+    from tacfast.doctor import Diagnosis
     from tacfast.outcome import RepairResult
 
 _VERDICT_STYLE = {"clean": "green", "backdoored": "bold red", "inconclusive": "yellow"}
-#: Classes listed in a table before it is cut.
+#: Classes listed in a table before it is cut, and in a sentence.
 _ROWS = 10
+#: Where nobody looks, a table has the room that it needs.
+_WIDE = 200
 
 
 class _Console(Console):
     """A reader that closes the pipe early must not change the exit code, which is the verdict."""
 
     def on_broken_pipe(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         self.quiet = True
 
 
-out = _Console()
-err = Console(stderr=True)
+def _forget_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _console(*, stderr: bool = False, plain: bool = False, quiet: bool = False) -> Console:
+    # rich's own notion of NO_COLOR keeps bold and dim.
+    colours = None if plain or os.environ.get("NO_COLOR") else "auto"
+    console = _Console(stderr=stderr, color_system=colours, quiet=quiet)  # type: ignore[arg-type]
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDE
+    return console
+
+
+#: The answer in one line; all the rest; and what is wrong.
+answer, out, err = _console(), _console(), _console(stderr=True)
+
+
+def set_up(*, plain: bool = False, quiet: bool = False, stdout_taken: bool = False) -> None:
+    """How everything is printed from now on.
+
+    Args:
+        plain: no colours and no bars, as where NO_COLOR is set.
+        quiet: `answer` and `err` alone.
+        stdout_taken: standard output belongs to a report.
+    """
+    global answer, out, err
+    answer = _console(stderr=stdout_taken, plain=plain)
+    out = _console(stderr=stdout_taken, plain=plain, quiet=quiet)
+    err = _console(stderr=True, plain=plain)
+
+
+def bars() -> bool:
+    """Whether progress bars are wanted: on a terminal that may have colours, and not when quiet."""
+    return err.is_terminal and err.color_system is not None and not out.quiet
+
+
+def emit(text: str) -> None:
+    """A report on standard output, as it is."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+
+
+def fail(text: str) -> None:
+    """The one line of an error, and nothing in it that a hostile name could make a terminal do."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    err.print(f"[red]error:[/] {escape(line)}", soft_wrap=True, highlight=False)
 
 
 def note(text: str) -> None:
@@ -46,37 +102,59 @@ def warn(text: str) -> None:
     err.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
-def _table(*columns: str) -> Table:
-    table = Table()
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Sequence[str] = (), spare: Sequence[str] = ()) -> None:
+    """A table whose figures are never cut: where it is wider than the terminal, `words` wrap, then `spare` columns go, the first first."""
+    rows, left_out = list(rows), 0
+    while True:
+        shown = [i for i, column in enumerate(columns) if column not in spare[:left_out]]
+        table = Table()
+        for i in shown:
+            # rich would shorten what does not wrap.
+            needed = None if columns[i] in words else max(len(columns[i]), *(Text.from_markup(row[i]).cell_len for row in rows), 0)
+            table.add_column(columns[i], justify="right", no_wrap=needed is not None, min_width=needed)
+        for row in rows:
+            table.add_row(*(row[i] for i in shown))
+        if left_out == len(spare) or out.measure(table, options=out.options.update(width=_WIDE)).minimum <= out.width:
+            break
+        left_out += 1
+    out.print(table)
+    if left_out:
+        out.print(f"[dim]too narrow for: {', '.join(spare[:left_out])}[/]")
+
+
+def listed(items: Iterable[object]) -> str:
+    """A list for a sentence; a long one is folded."""
+    words = [str(item) for item in items]
+    folded = f" and {len(words) - _ROWS} more" if len(words) > _ROWS else ""
+    return ", ".join(words[:_ROWS]) + folded
 
 
 def show_solutions(solutions: TacSolutions) -> None:
-    out.print(repr(solutions), markup=False, highlight=False)
-    table = _table("class", "norm", "status", "proven bound", "primal", "gap", "engine")
+    answer.print(repr(solutions), markup=False, highlight=False, soft_wrap=True)
     order = np.argsort(solutions.norms, kind="stable")
-    for t in order[:_ROWS]:
-        table.add_row(
-            str(solutions.classes[t]), f"{solutions.norms[t]:.4g}", solutions.status[t], f"{solutions.bound[t]:.4g}",
-            f"{solutions.primal_residual[t]:.1e}", f"{solutions.gap[t]:.1e}", solutions.engine[t],
-        )  # fmt: skip
-    out.print(table)
+    rows = [
+        (
+            str(solutions.classes[t]), f"{solutions.norms[t]:.4g}", str(solutions.status[t]), f"{solutions.bound[t]:.4g}",
+            f"{solutions.primal_residual[t]:.1e}", f"{solutions.gap[t]:.1e}", str(solutions.engine[t]),
+        )
+        for t in order[:_ROWS]
+    ]  # fmt: skip
+    columns = ("class", "norm", "status", "proven bound", "primal", "gap", "engine")
+    _print_table(columns, rows, spare=("engine", "gap", "primal", "proven bound"))
     if len(order) > _ROWS:
         out.print(f"[dim]the {_ROWS} smallest of {len(order)} norms; --out writes all[/]")
 
 
 def show_scan(report: ScanReport) -> None:
-    out.print(f"[{_VERDICT_STYLE[report.verdict]}]{report.verdict}[/]: {report.reason}", highlight=False, soft_wrap=True)
-    table = _table("class", "norm", "alignment", "spread", "p-value", "")
+    answer.print(f"[{_VERDICT_STYLE[report.verdict]}]{report.verdict}[/]: {escape(report.reason)}", highlight=False, soft_wrap=True)
+    rows = []
     suspects = {s.target: s for s in report.suspects}
     for k in np.argsort(report.norms, kind="stable")[:_ROWS]:
         suspect, status = suspects.get(int(k)), str(report.status[k])
         note = "[red]suspect[/]" if suspect else "" if status == "solved" else status
         traits = ["" if np.isnan(v[k]) else f"{v[k]:.3f}" for v in (report.alignment, report.spread)]
-        table.add_row(str(k), f"{report.norms[k]:.4g}", *traits, f"{suspect.p_value:.2g}" if suspect else "", note)
-    out.print(table)
+        rows.append((str(k), f"{report.norms[k]:.4g}", *traits, f"{suspect.p_value:.2g}" if suspect else "", note))
+    _print_table(("class", "norm", "alignment", "spread", "p-value", ""), rows, spare=("spread", "alignment", "p-value"))
     for e in report.evidence:
         where = "" if e.target is None else f", class {e.target}"
         out.print(
@@ -87,7 +165,9 @@ def show_scan(report: ScanReport) -> None:
     if report.moved is not None and report.evidence and report.verdict != "clean":
         halves = "" if report.stability is None else f"; {report.stability:.0%} of halves of the samples name it too"
         out.print(
-            f"the shift into class {report.evidence[0].target} moves {report.moved:.0%} of the samples there{halves}", highlight=False
+            f"the shift into class {report.evidence[0].target} moves {report.moved:.0%} of the samples there{halves}",
+            highlight=False,
+            soft_wrap=True,
         )
     accuracy = "" if report.clean_accuracy is None else f"accuracy on them {report.clean_accuracy:.1%}; "
     index = "" if report.mad_index is None else f"MAD index {report.mad_index:.1f} (shown, never used); "
@@ -98,20 +178,22 @@ def show_scan(report: ScanReport) -> None:
 def show_repair(result: RepairResult) -> None:
     before, after = result.before, result.after
     if after is None:
-        out.print("nothing to do: no class is suspected; no file written (--target K repairs a class anyway)")
+        answer.print("nothing to do: no class is suspected; no file written (--target K repairs a class anyway)", soft_wrap=True)
         return
-    out.print(f"{result.method} against class {', '.join(map(str, result.targets))}", highlight=False)
-    table = _table("on held-out clean samples", "before", "after")
-    table.add_row("clean accuracy", f"{before.clean_accuracy:.1%}", f"{after.clean_accuracy:.1%}")
-    table.add_row("accuracy on shifted latents", f"{before.recovery_accuracy:.1%}", f"{after.recovery_accuracy:.1%}")
-    if before.target_accuracy is not None and after.target_accuracy is not None:
-        table.add_row("accuracy on the target class", f"{before.target_accuracy:.1%}", f"{after.target_accuracy:.1%}")
-    if before.reach is not None and after.reach is not None:
-        table.add_row("reached by a universal perturbation", f"{before.reach:.1%}", f"{after.reach:.1%}")
-    table.add_row("same class as before", "", f"{after.agreement:.1%}")
-    for k in result.targets:
-        table.add_row(f"norm of class {k}", f"{before.norms[k]:.4g}", f"{after.norms[k]:.4g}")
-    out.print(table)
+    change = f"clean accuracy {before.clean_accuracy:.1%} -> {after.clean_accuracy:.1%} on held-out samples"
+    answer.print(f"{result.method} against class {listed(result.targets)}: {change}", highlight=False, soft_wrap=True)
+    shares = {
+        "clean accuracy": (before.clean_accuracy, after.clean_accuracy),
+        "accuracy on shifted latents": (before.recovery_accuracy, after.recovery_accuracy),
+        "accuracy on the target class": (before.target_accuracy, after.target_accuracy),
+        "reached by a universal perturbation": (before.reach, after.reach),
+    }
+    rows = [(name, f"{old:.1%}", f"{new:.1%}") for name, (old, new) in shares.items() if old is not None and new is not None]
+    rows.append(("same class as before", "", f"{after.agreement:.1%}"))
+    rows += [(f"norm of class {k}", f"{before.norms[k]:.4g}", f"{after.norms[k]:.4g}") for k in result.targets[:_ROWS]]
+    _print_table(("on held-out clean samples", "before", "after"), rows, words=("on held-out clean samples",))
+    if len(result.targets) > _ROWS:
+        out.print(f"[dim]the first {_ROWS} of {len(result.targets)} targets; --json writes all[/]", soft_wrap=True)
     times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in result.timing_s.items())
     note = "" if result.labelled else "; no labels: the model's predictions stood in for them"
     out.print(f"[dim]{result.samples} samples{note}; {times}[/]", highlight=False, soft_wrap=True)
@@ -119,32 +201,43 @@ def show_repair(result: RepairResult) -> None:
 
 def show_demo(result: DemoResult) -> None:
     show_scan(result.report)
-    out.print("trigger-activated change of the strongest latent channels")
-    table = _table("channel", "reconstructed", "true")
-    for channel in np.argsort(-np.abs(result.true_tac))[:6]:
-        table.add_row(str(channel), f"{result.reconstructed_tac[channel]:+.3f}", f"{result.true_tac[channel]:+.3f}")
-    out.print(table)
+    out.print("trigger-activated change of the strongest latent channels", soft_wrap=True)
+    channels = np.argsort(-np.abs(result.true_tac))[:6]
+    tac = [(str(c), f"{result.reconstructed_tac[c]:+.3f}", f"{result.true_tac[c]:+.3f}") for c in channels]
+    _print_table(("channel", "reconstructed", "true"), tac)
     out.print(f"cosine of the two: {result.cosine:.2f}")
     out.print(f"repair (the trigger's target is {result.target})", highlight=False)
-    table = _table("on unseen digits", "before", "after")
-    table.add_row("clean accuracy", *(f"{v:.1%}" for v in result.clean_accuracy))
-    table.add_row("attack success rate", *(f"{v:.1%}" for v in result.asr))
-    out.print(table)
+    rates = {"clean accuracy": result.clean_accuracy, "attack success rate": result.asr}
+    rows = [(name, *(f"{v:.1%}" for v in values)) for name, values in rates.items()]
+    _print_table(("on unseen digits", "before", "after"), rows, words=("on unseen digits",))
 
 
 def show_bench(result: BenchResult) -> None:
-    out.print(repr(result), markup=False, highlight=False)
-    table = _table("", "threads", "ms", "GEMMs", "ms per class")
+    answer.print(repr(result), markup=False, highlight=False, soft_wrap=True)
     gemm_threads = "numpy's choice" if result.gemm_threads is None else str(result.gemm_threads)
-    table.add_row("logits GEMM (numpy)", gemm_threads, f"{1e3 * result.gemm_s:.1f}", "1", "")
-    table.add_row(
-        f"whole solve ({result.engine})",
-        str(result.threads),
-        f"{1e3 * result.solve_s:.1f}",
-        f"{result.ratio:.2f}",
-        f"{result.ms_per_class:.3g}",
-    )
-    out.print(table)
+    solve = (f"{1e3 * result.solve_s:.1f}", f"{result.ratio:.2f}", f"{result.ms_per_class:.3g}")
+    rows = [
+        ("logits GEMM (numpy)", gemm_threads, f"{1e3 * result.gemm_s:.1f}", "1", ""),
+        (f"whole solve ({result.engine})", str(result.threads), *solve),
+    ]
+    _print_table(("", "threads", "ms", "GEMMs", "ms per class"), rows, words=("", "threads"), spare=("ms per class", "threads"))
     counts = ", ".join(f"{count} {status}" for status, count in result.status.items())
     stages = "".join(f"; {stage} {1e3 * s:.1f} ms" for stage, s in result.stage_s.items())
     out.print(f"[dim]medians of {result.repeats} pairs; {counts}{stages}[/]", highlight=False, soft_wrap=True)
+
+
+def show_diagnosis(found: Diagnosis) -> None:
+    def say(text: str) -> None:
+        out.print(text, highlight=False, soft_wrap=True)
+
+    for name, version in found.packages.items():
+        say(f"{name} {version}" if version is not None else escape(f"{name} not installed: {found.remedies[name]}"))
+    for name, value in found.machine.items():
+        say(escape(f"{name}: {'unknown' if value is None else value}"))
+    marks = {True: "[green]ok[/]", False: "[bold red]failed[/]", None: "[yellow]not run[/]"}
+    for check in found.checks:
+        say(f"{marks[check.ok]} {escape(check.name)}: {escape(check.figure)}")
+    failed = [check.name for check in found.checks if check.ok is False]
+    passed = sum(check.ok is True for check in found.checks)
+    verdict = f"[bold red]failed[/]: {escape(', '.join(failed))}" if failed else f"[green]ok[/]: {passed} checks passed"
+    answer.print(f"{verdict} in {sum(c.seconds for c in found.checks):.1f} s", highlight=False, soft_wrap=True)

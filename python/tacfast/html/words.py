@@ -1,4 +1,4 @@
-"""What a report means, in plain sentences that claim no more than it shows. May import: report, outcome, text."""
+"""What a report means, in plain sentences that claim no more than it shows. May import: report, outcome, taxonomy, text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from tacfast.html import text
 from tacfast.outcome import RepairResult
 from tacfast.report import ScanReport
+from tacfast.taxonomy import TAXA
 
-#: Of the two catalogues, what a flagged model is called there.
-TAGS = ("MITRE ATLAS AML.T0018 (Manipulate AI Model)", "OWASP ML10:2023 (Model Poisoning)")
+#: What a backdoored model is called in other people's lists.
+TAGS = tuple(f"{taxon.framework} {taxon.id} ({taxon.name})" for taxon in TAXA)
 
 KINDS = {
     "all-to-one": "inputs with the trigger go to one class",
