@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SMOKE := target/smoke-venv
 RUST := Cargo.toml Cargo.lock $(wildcard rust/*.rs)
 
-.PHONY: demo test test-rust test-python test-wheel lint format bench bench-kernels bench-scaling hostile fuzz wheel clean
+.PHONY: demo test test-rust test-python test-wheel lint format bench bench-kernels bench-scaling hostile fuzz browser wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/tacfast demo
@@ -63,6 +63,12 @@ fuzz: $(VENV)/.built
 	$(BIN)/python tests/fuzz.py $(MINUTES)
 	TACFAST_FUZZ=$(CASES) $(BIN)/python -m pytest -s tests/test_fuzz.py
 	PROPTEST_CASES=$(CASES)0 cargo test --locked --test anything
+
+# The pages in Debian's Chromium (apt-get install chromium), with screenshots into PAGES.
+PAGES ?= target/browser
+browser: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'playwright>=1.50'
+	$(BIN)/python tests/browser.py $(PAGES)
 
 wheel: $(VENV)/.tools
 	rm -rf dist

@@ -6,10 +6,11 @@ Exit codes: 0 clean or done, 1 flagged, 2 error, 3 inconclusive, 130 interrupted
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -31,6 +32,7 @@ from tacfast.options import (
     Device,
     Engine,
     EngineName,
+    Html,
     Json,
     Limit,
     Mean,
@@ -42,10 +44,11 @@ from tacfast.options import (
     Std,
     Threads,
 )
-from tacfast.outputs import check_outputs, relative, write_json, write_solutions
+from tacfast.outputs import check_outputs, relative, write_json, write_page, write_solutions
 from tacfast.progress import counter, timed
 from tacfast.report import ScanReport
 from tacfast.scan import scan_captured, scan_head
+from tacfast.shown import check_pages
 from tacfast.solver import solve as solve_arrays
 
 if TYPE_CHECKING:
@@ -158,17 +161,21 @@ def scan_command(
     threads: Threads = None,
     json_file: Json = None,
     sarif_file: Sarif = None,
+    html_file: Html = None,
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> None:
     """Is some class the target of a backdoor? Exit code 0: no evidence, 1: flagged, 2: error, 3: inconclusive."""
-    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=check_outputs(json_file, sarif_file))
+    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=check_outputs(json_file, sarif_file, html_file))
+    if html_file is not None:
+        check_pages()
     if model.suffix.lower() == ".npz":
         if arch is not None or data is not None:
             raise ProblemError(f"--arch and --data are of no use with {model.name}, which holds latents already")
         w, b, z, y, digest = _read_head(model)
         file = {"model": model.name, "sha256": digest}
         report = scan_head(w, b, z, labels=y, alpha=alpha, threads=threads, progress=terminal.bars(), file=file)
+        told: dict[str, Any] = {}
     else:
         source = _load(model, arch, arch_arg, data, mean, std, size, limit)
         timing: dict[str, float] = {}
@@ -176,7 +183,14 @@ def scan_command(
             captured, doubt = _capture(source, device)
         report = scan_captured(captured, timing, alpha=alpha, threads=threads, progress=terminal.bars(), file=source.file)
         report = _with_doubt(report, doubt)
+        w, b, z = captured.weight, captured.bias, captured.latents
+        told = {"images": source.batches.images.x, **_names(source, len(w))}
     terminal.show_scan(report)
+    if html_file is not None:
+        from tacfast.explain import explain_head
+
+        report = explain_head(report, w, b, z, threads=threads, provenance={**_provenance(), "seed": 0}, **told)
+        write_page(report, html_file)
     if json_file is not None:
         write_json(report.to_dict(), json_file)
     if sarif_file is not None:
@@ -216,6 +230,7 @@ def repair_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the held-out split and the order of training.", rich_help_panel=RUN)] = 0,
     device: Device = "auto",
     json_file: Json = None,
+    html_file: Html = None,
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> None:
@@ -223,7 +238,9 @@ def repair_command(
     from tacfast.repair import repair
     from tacfast.sources import check_same
 
-    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=check_outputs(output, json_file))
+    terminal.set_up(quiet=quiet, plain=no_color, stdout_taken=check_outputs(output, json_file, html_file))
+    if html_file is not None:
+        check_pages()
     if output.suffix.lower() != ".safetensors":
         raise ProblemError(f"--out must end in .safetensors, got {output.name!r}")
     if model.suffix.lower() == ".npz":
@@ -245,6 +262,12 @@ def repair_command(
         told = {"tacfast": made, "arch": str(source.file["arch"]), "preprocessing": str(source.batches.preprocessing)}
         save_safetensors(result.model, output, told)
         terminal.note(f"wrote {output}")
+    if html_file is not None:
+        from tacfast.explain import versions
+
+        told_of = {"provenance": {**versions(), **_provenance()}, **_names(source, len(result.before.norms))}
+        result = replace(result, details=told_of)
+        write_page(result, html_file)
     if json_file is not None:
         write_json(result.to_dict(), json_file)
 
@@ -330,6 +353,17 @@ def _capture(source: Source, device: str, most: int | None = None) -> tuple[Capt
     if found is not None:
         terminal.warn(found.reason)
     return captured, found
+
+
+def _names(source: Source, classes: int) -> dict[str, Any]:
+    """What a page calls the classes, where a file names them."""
+    names = [source.names.get(k) for k in range(classes)]
+    return {"names": names, "names_from": source.names_from} if any(names) else {}
+
+
+def _provenance() -> dict[str, Any]:
+    """The command line, as it can be typed again."""
+    return {"command": shlex.join(["tacfast", *sys.argv[1:]])}
 
 
 def _with_doubt(report: ScanReport, doubt: Doubt | None) -> ScanReport:

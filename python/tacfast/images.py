@@ -6,7 +6,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ class Images:
     #: In words: how many there were, in which folders; and what looks like a mistake in their arrangement.
     found: str = ""
     hints: tuple[str, ...] = ()
+    #: What the folders call the classes.
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 def read_images(
@@ -115,7 +117,8 @@ def _read_folder(path: Path, prepare: Prepare | None, names: Mapping[str, int] |
     order = {"class_order": "the model's names" if by_name else "folders sorted by name"} if nested else {}
     found = _counted(len(images), len(files)) + (f" in {_listed(folders)}" if nested else ", without labels")
     hints = tuple(_hints(path, files, folders, names))
-    return Images(np.stack(images), labels, {"data": path.name, "data_sha256": digest.hexdigest(), **order}, found, hints)
+    source = {"data": path.name, "data_sha256": digest.hexdigest(), **order}
+    return Images(np.stack(images), labels, source, found, hints, dict(zip(number, folders, strict=True)))
 
 
 def _counted(taken: int, count: int) -> str:

@@ -66,6 +66,10 @@ Sarif = Annotated[
     Path | None,
     typer.Option("--sarif", help="Write SARIF 2.1.0 here, for code scanning; - is standard output.", rich_help_panel=OUTPUT),
 ]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", help="Write a page for people here: one file, no scripts, loads nothing.", rich_help_panel=OUTPUT),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="One line: the answer. Warnings and errors still show.", rich_help_panel=OUTPUT)]
 NoColor = Annotated[
     bool, typer.Option("--no-color", help="No colours and no progress bars, as where NO_COLOR is set.", rich_help_panel=OUTPUT)

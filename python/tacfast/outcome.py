@@ -1,15 +1,20 @@
-"""What became of a repair, in Python and in JSON. May import: numpy; torch for its types only."""
+"""What became of a repair, in Python and in JSON. May import: details, shown, errors; torch for its types only."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tacfast._rust import __version__
+from tacfast.details import number, optional_number, read_details, seconds, words
+from tacfast.errors import CheckpointError
+from tacfast.shown import Shown, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,12 +51,30 @@ class State:
             "norms": norms,
         }
 
+    @classmethod
+    def from_dict(cls, data: Any) -> State:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        norms = np.array([np.inf if v is None else number(v) for v in data["norms"]], dtype=float)
+        return cls(
+            clean_accuracy=number(data["clean_accuracy"]),
+            target_accuracy=optional_number(data["target_accuracy"]),
+            agreement=number(data["agreement"]),
+            recovery_accuracy=optional_number(data["recovery_accuracy"]),
+            reach=optional_number(data["reach"]),
+            norms=norms,
+        )
+
 
 @dataclass(frozen=True, repr=False, eq=False)
-class RepairResult:
+class RepairResult(Shown):
     """A repaired copy and what became of it."""
 
-    #: The repaired copy on the CPU, in eval mode; None when there was nothing to do.
+    #: The repaired copy on the CPU, in eval mode; None when there was nothing to do, or when the
+    #: result was read from a file.
     model: nn.Module | None
     method: Method
     #: The classes whose backdoor was removed.
@@ -65,6 +88,8 @@ class RepairResult:
     settings: Mapping[str, Any]
     timing_s: Mapping[str, float]
     file: Mapping[str, Any] = field(default_factory=dict)
+    #: Names of the classes and provenance for a page, see `tacfast.details`; None unless the caller gave them.
+    details: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         if self.after is None:
@@ -73,7 +98,10 @@ class RepairResult:
         return f"RepairResult({self.method}, targets={list(self.targets)}, clean accuracy {before:.3f} -> {after:.3f})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the model, as JSON can hold it: schema `tacfast.repair/1`."""
+        """Everything but the model, as JSON can hold it: schema `tacfast.repair/1`.
+
+        `details`, where there are any: `names`, `names_from` and `provenance` of `tacfast.details`.
+        """
         return {
             "schema": SCHEMA,
             "tool_version": __version__,
@@ -87,4 +115,45 @@ class RepairResult:
             "settings": dict(self.settings),
             "timing_s": dict(self.timing_s),
             "file": dict(self.file),
+            **({} if self.details is None else {"details": dict(self.details)}),
         }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> RepairResult:
+        """Read what `to_dict` wrote; the model is not in it.
+
+        Raises:
+            CheckpointError: it is not a result of this schema.
+        """
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise CheckpointError(f'not a repair report: expected a JSON object with "schema": "{SCHEMA}"')
+        try:
+            before, after = State.from_dict(data["before"]), None if data["after"] is None else State.from_dict(data["after"])
+            classes = len(before.norms)
+            targets = tuple(operator.index(k) for k in data["targets"])
+            if data["method"] not in get_args(Method):
+                raise ValueError(f"unknown method {str(data['method'])[:40]!r}")
+            if any(not 0 <= k < classes for k in targets) or (after is not None and len(after.norms) != classes):
+                raise ValueError("targets and norms must be those of one number of classes")
+            if not isinstance(data["labelled"], bool) or data["repaired"] is not (after is not None):
+                raise ValueError("labelled and repaired must be true or false, the latter as there is a state after or not")
+            return cls(
+                model=None,
+                method=data["method"],
+                targets=targets,
+                before=before,
+                after=after,
+                samples=operator.index(data["samples"]),
+                labelled=data["labelled"],
+                settings=words(data["settings"]),
+                timing_s=seconds(data["timing_s"]),
+                file=words(data["file"]),
+                details=read_details(data.get("details"), classes),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"repair report is damaged: {type(error).__name__}: {error}") from None
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> RepairResult:
+        """Read a result's file of at most 64 MiB; see `from_dict`."""
+        return cls.from_dict(read_json(path, "repair report"))

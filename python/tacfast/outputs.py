@@ -1,4 +1,4 @@
-"""Where a command's results go: files, whole or not at all, or standard output. May import: terminal, files, solver, errors."""
+"""Where a command's results go: files, whole or not at all, or standard output. May import: terminal, files, solver, shown, errors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from tacfast import __version__, terminal
 from tacfast.errors import ProblemError
 from tacfast.files import atomic, check_writable
+from tacfast.shown import Shown
 from tacfast.solver import TacSolutions
 
 #: As a path: standard output.
@@ -43,7 +44,17 @@ def relative(path: Path) -> str | None:
 
 
 def write_json(data: dict[str, Any], path: Path) -> None:
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    _write(json.dumps(data, indent=1, allow_nan=False) + "\n", path)
+
+
+def write_page(result: Shown, path: Path) -> None:
+    """A result for people, as HTML."""
+    _write(str(result.to_html()), path)
+    if path != STDOUT:
+        terminal.note(f"wrote {path}")
+
+
+def _write(text: str, path: Path) -> None:
     if path == STDOUT:
         terminal.emit(text)
         return

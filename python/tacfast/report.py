@@ -1,32 +1,32 @@
-"""What a scan says, in Python and in JSON. May import: solver, verdict, taxonomy, files, errors."""
+"""What a scan says, in Python and in JSON. May import: solver, verdict, taxonomy, details, shown, errors; explain when called."""
 
 from __future__ import annotations
 
-import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tacfast._rust import __version__
+from tacfast.details import KINDS, VERDICTS, number, optional_number, read_details, seconds, words
 from tacfast.errors import CheckpointError
-from tacfast.files import read_bytes
+from tacfast.shown import Shown, read_json
 from tacfast.solver import STATUSES, TacSolutions
 from tacfast.taxonomy import tags
 from tacfast.verdict import Evidence, Kind, Suspect, Verdict
 
-SCHEMA = "tacfast.scan/1"
+if TYPE_CHECKING:
+    from torch import nn
 
-#: Bytes of a report file; that of a thousand classes has some hundred thousand.
-_LARGEST_REPORT = 64 << 20
+SCHEMA = "tacfast.scan/1"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ScanReport:
+class ScanReport(Shown):
     """What a scan found. True when it calls the model backdoored."""
 
     verdict: Verdict
@@ -70,6 +70,10 @@ class ScanReport:
     solutions: TacSolutions | None = None
     #: Provenance: SHA-256 of the model file and whatever else the caller knows.
     file: Mapping[str, Any] = field(default_factory=dict)
+    #: What a page shows beyond this, see `tacfast.details`; None unless `explain` made them.
+    details: Mapping[str, Any] | None = None
+    #: Pictures of the samples that `details` names, uint8 (H, W, 3) by number; never in JSON.
+    pictures: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         p = "" if self.p_value is None else f", p={self.p_value:.2g}"
@@ -86,7 +90,10 @@ class ScanReport:
         return self.verdict == "backdoored"
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it: schema `tacfast.scan/1`, null for infinite norms and unknown alignments."""
+        """The report as JSON can hold it: schema `tacfast.scan/1`, null for infinite norms and deviations, and for unknown alignments.
+
+        `details` is there only where `explain` made it; `tacfast.details` says what it holds.
+        """
         return {
             "schema": SCHEMA,
             "tool_version": __version__,
@@ -97,7 +104,7 @@ class ScanReport:
             "kind": self.kind,
             "suspects": [s.to_dict() for s in self.suspects],
             "pairs": [list(pair) for pair in self.pairs],
-            "evidence": [e.to_dict() for e in self.evidence],
+            "evidence": [{**e.to_dict(), "statistic": e.statistic if np.isfinite(e.statistic) else None} for e in self.evidence],
             "norms": _nullable(self.norms),
             "status": self.status.tolist(),
             "alignment": _nullable(self.alignment),
@@ -112,7 +119,32 @@ class ScanReport:
             "timing_s": dict(self.timing_s),
             "head": None if self.head is None else dict(self.head),
             "file": dict(self.file),
+            **({} if self.details is None else {"details": dict(self.details)}),
         }
+
+    def explain(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        names: Mapping[int, str] | Sequence[str | None] | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> ScanReport:
+        """This report with `details` and `pictures`; see `tacfast.explain`, which has `explain_head` for heads by themselves.
+
+        Args:
+            model, loader, device, threads, progress: as for `scan`; the samples are those that were scanned.
+            names: of the classes, all of them in order or some by number; by default those of the loader's data set, where it has any.
+
+        Raises:
+            ModelError: see `scan`.
+            ProblemError: the data are not those that were scanned.
+        """
+        from tacfast.explain import explain
+
+        return explain(self, model, loader, names=names, device=device, threads=threads, progress=progress)
 
     @classmethod
     def from_dict(cls, data: Any) -> ScanReport:
@@ -124,59 +156,62 @@ class ScanReport:
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise CheckpointError(f'not a scan report: expected a JSON object with "schema": "{SCHEMA}"')
         try:
-            suspects = tuple(Suspect(operator.index(s["class"]), float(s["p_value"]), float(s["norm"])) for s in data["suspects"])
-            norms = np.array([np.inf if v is None else float(v) for v in data["norms"]])
-            pairs = tuple((operator.index(a), operator.index(b)) for a, b in data["pairs"])
-            evidence = tuple(
-                Evidence(
-                    str(e["kind"]), None if e["class"] is None else operator.index(e["class"]), float(e["statistic"]), float(e["p_value"])
-                )
-                for e in data["evidence"]
-            )
-            if data["verdict"] not in ("clean", "backdoored", "inconclusive"):
-                raise ValueError(f"unknown verdict {data['verdict']!r}")
-            if any(not 0 <= k < len(norms) for k in (*(s.target for s in suspects), *(k for pair in pairs for k in pair))):
-                raise ValueError("a suspect is not among the classes")
-            strange = [s for s in data["status"] if s not in STATUSES]
-            if strange:
-                raise ValueError(f"unknown status {str(strange[0])[:40]!r}")
-            if any(len(data[name]) != len(norms) for name in ("status", "alignment", "spread")):
-                raise ValueError("status, alignment and spread must have an entry for every norm")
-            return cls(
-                verdict=data["verdict"],
-                reason=str(data["reason"]),
-                p_value=data["p_value"],
-                suspects=suspects,
-                kind=data["kind"],
-                pairs=pairs,
-                evidence=evidence,
-                norms=norms,
-                status=np.array(data["status"], dtype=np.str_),
-                alignment=np.array([np.nan if v is None else float(v) for v in data["alignment"]]),
-                spread=np.array([np.nan if v is None else float(v) for v in data["spread"]]),
-                mad_index=data["mad_index"],
-                stability=data["stability"],
-                moved=data["moved"],
-                samples=int(data["samples"]),
-                clean_accuracy=data["clean_accuracy"],
-                alpha=float(data["alpha"]),
-                quantile=float(data["quantile"]),
-                timing_s=dict(data["timing_s"]),
-                head=data["head"],
-                file=dict(data["file"]),
-            )
+            return cls(**_fields(data))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"scan report is damaged: {type(error).__name__}: {error}") from None
 
     @classmethod
     def from_json(cls, path: str | Path) -> ScanReport:
         """Read a report file of at most 64 MiB; see `from_dict`."""
-        content = read_bytes(Path(path), most=_LARGEST_REPORT)
-        try:
-            data = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"cannot read scan report {str(path)!r}: {error}") from None
-        return cls.from_dict(data)
+        return cls.from_dict(read_json(path, "scan report"))
+
+
+def _fields(data: dict[str, Any]) -> dict[str, Any]:
+    """A report's fields from its JSON.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: it is none.
+    """
+    norms = np.array([np.inf if v is None else number(v) for v in data["norms"]])
+    if any(len(data[name]) != len(norms) for name in ("status", "alignment", "spread")):
+        raise ValueError("status, alignment and spread must have an entry for every norm")
+    strange = [s for s in data["status"] if s not in STATUSES]
+    if strange:
+        raise ValueError(f"unknown status {str(strange[0])[:40]!r}")
+    for name, known in (("verdict", VERDICTS), ("kind", (None, *KINDS))):
+        if data[name] not in known:
+            raise ValueError(f"unknown {name} {str(data[name])[:40]!r}")
+
+    def class_of(value: Any) -> int:
+        k = operator.index(value)
+        if not 0 <= k < len(norms):
+            raise ValueError(f"class {k} is not among the classes")
+        return k
+
+    return {
+        "verdict": data["verdict"],
+        "reason": str(data["reason"]),
+        "suspects": tuple(Suspect(class_of(s["class"]), number(s["p_value"]), number(s["norm"])) for s in data["suspects"]),
+        "kind": data["kind"],
+        "pairs": tuple((class_of(a), class_of(b)) for a, b in data["pairs"]),
+        "evidence": tuple(_evidence(e, class_of) for e in data["evidence"]),
+        "norms": norms,
+        "status": np.array(data["status"], dtype=np.str_),
+        **{name: np.array([np.nan if v is None else number(v) for v in data[name]], dtype=float) for name in ("alignment", "spread")},
+        **{name: optional_number(data[name]) for name in ("p_value", "mad_index", "stability", "moved", "clean_accuracy")},
+        "samples": operator.index(data["samples"]),
+        **{name: number(data[name]) for name in ("alpha", "quantile")},
+        "timing_s": seconds(data["timing_s"]),
+        "head": None if data["head"] is None else words(data["head"]),
+        "file": words(data["file"]),
+        "details": read_details(data.get("details"), len(norms)),
+    }
+
+
+def _evidence(data: Any, class_of: Callable[[Any], int]) -> Evidence:
+    target = None if data["class"] is None else class_of(data["class"])
+    statistic = np.inf if data["statistic"] is None else number(data["statistic"])
+    return Evidence(str(data["kind"]), target, statistic, number(data["p_value"]))
 
 
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:

@@ -82,6 +82,9 @@ class Source:
     file: Mapping[str, Any]
     #: What was chosen on the way, in words.
     notes: tuple[str, ...]
+    #: Of classes, by number, as far as any file gives names; and where they were found.
+    names: Mapping[int, str] = field(default_factory=dict)
+    names_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,10 @@ def load(
     wanted = (expected or Preprocessing()).override(size, mean, std)
     images = read_images(data, prepare=wanted.sized, classes=loaded.classes, limit=limit)
     file = {**loaded.file, **images.source, "preprocessing": wanted.to_dict(), **({"notes": list(loaded.notes)} if loaded.notes else {})}
-    return Source(loaded.model, Batches(images, wanted), file, (*loaded.notes, images.found, f"images: {wanted}"))
+    names, origin = images.names, "the folders of the images"
+    if loaded.classes:
+        names, origin = {k: name for name, k in loaded.classes.items()}, "the model's config.json"
+    return Source(loaded.model, Batches(images, wanted), file, (*loaded.notes, images.found, f"images: {wanted}"), names, origin)
 
 
 def doubt(predictions: NDArray[np.int64], labels: NDArray[np.int64] | None) -> Doubt | None:
