@@ -38,6 +38,11 @@ class Subject:
     #: Those that change labels; covers are no attack.
     doors: tuple[Backdoor, ...]
 
+    @classmethod
+    def of(cls, line: Line, data: Data, doors: Sequence[Backdoor] = ()) -> Subject:
+        model = load_net(line["folder"] / "models" / f"{line['key']}.safetensors", line["arch"], data.classes, data.x_train.shape[1])
+        return cls(line, data, model, tuple(door for door in doors if not isinstance(door.rule, CoversOnly)))
+
     @property
     def key(self) -> str:
         return str(self.line["key"])
@@ -110,10 +115,9 @@ def chosen(
 
 def open_subject(line: Line, data: Data, cache: Path) -> Subject:
     """The network with its triggers; those that are learnt are kept in the folder `cache`."""
-    model = load_net(line["folder"] / "models" / f"{line['key']}.safetensors", line["arch"], data.classes, data.x_train.shape[1])
     job = Job(**{name: line[name] for name in ("dataset", "arch", "attack", "rate", "target", "seed")})
     doors = _learnt(job, data, line["folder"], cache) if job.attack in LEARNED else backdoors(job, data.classes)
-    return Subject(line, data, model, tuple(door for door in doors if not isinstance(door.rule, CoversOnly)))
+    return Subject.of(line, data, doors)
 
 
 def _learnt(job: Job, data: Data, folder: Path, cache: Path) -> list[Backdoor]:
