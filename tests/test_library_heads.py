@@ -145,7 +145,7 @@ def test_latents_beside_the_logits_are_no_second_head() -> None:
     assert capture(Distilled("latents"), [torch.randn(2, 3, 8, 8)], device="cpu").name == "head"
 
 
-@pytest.mark.parametrize("method", ["unlearn", "finetune", "equalize", "head", "prune"])
+@pytest.mark.parametrize("method", ["auto", "unlearn", "finetune", "equalize", "head", "prune"])
 def test_a_mean_of_two_heads_is_repaired_like_one(method: Any) -> None:
     x, y = torch.randn(200, 3, 8, 8), torch.arange(200) % 5
     x[:, 0, 0] += 4 * torch.nn.functional.one_hot(y, 8)

@@ -94,7 +94,7 @@ states = st.builds(State, clean_accuracy=share, target_accuracy=maybe, agreement
 results = st.builds(
     RepairResult,
     model=st.none(),
-    method=st.sampled_from(["unlearn", "finetune", "equalize", "head", "prune"]),
+    method=st.sampled_from(["auto", "unlearn", "finetune", "equalize", "head", "prune"]),
     targets=st.lists(classes, max_size=3).map(tuple),
     before=states,
     after=st.none() | states,

@@ -105,7 +105,9 @@ def test_a_report_of_pairs_is_repaired_along_them(small_model: nn.Sequential, ba
 
 def test_statistics_are_those_of_the_clean_images(small_model: nn.Sequential, batches: Any) -> None:
     images = torch.cat([x for x, _ in batches])
-    job = Job(capture(small_model, batches), images, torch.cat([y for _, y in batches]), torch.arange(60), (), "cpu", 0, False)
+    job = Job(
+        capture(small_model, batches), images, torch.cat([y for _, y in batches]), torch.arange(60), torch.arange(0), (), "cpu", 0, False
+    )
     norm: Any = small_model[1]
     norm.momentum = 0.3
     small_model.train()

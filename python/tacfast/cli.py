@@ -220,10 +220,10 @@ def repair_command(
     ] = None,
     method: Annotated[
         MethodName, typer.Option(help="What is trained on; head takes seconds. See docs/repair.md.", rich_help_panel=METHOD)
-    ] = MethodName.UNLEARN,
+    ] = MethodName.AUTO,
     beta: Annotated[float | None, typer.Option(help="Weight of the loss on shifted latents.", rich_help_panel=METHOD)] = None,
     strength: Annotated[
-        float | None, typer.Option(help="Weight of the loss on perturbed images (unlearn).", rich_help_panel=METHOD)
+        float | None, typer.Option(help="Weight of the loss on perturbed images (auto, unlearn).", rich_help_panel=METHOD)
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; a lower one costs and removes less.", rich_help_panel=METHOD)] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the clean data.", rich_help_panel=METHOD)] = None,

@@ -25,6 +25,7 @@ class EngineName(str, Enum):
 class MethodName(str, Enum):
     """The ways to repair, as choices."""
 
+    AUTO = "auto"
     UNLEARN = "unlearn"
     FINETUNE = "finetune"
     EQUALIZE = "equalize"

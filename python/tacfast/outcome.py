@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "tacfast.repair/1"
 
-Method = Literal["unlearn", "finetune", "equalize", "head", "prune"]
+Method = Literal["auto", "unlearn", "finetune", "equalize", "head", "prune"]
 
 
 @dataclass(frozen=True, eq=False)

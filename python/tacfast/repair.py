@@ -38,7 +38,7 @@ def repair(
     report: ScanReport | None = None,
     *,
     targets: Sequence[int] | None = None,
-    method: Method = "unlearn",
+    method: Method = "auto",
     beta: float | None = None,
     strength: float | None = None,
     lr: float | None = None,
@@ -56,15 +56,17 @@ def repair(
         loader: clean batches as for `scan`, best with labels; without, the model's predictions stand in. Read once into memory.
         report: a scan of this model; by default it is scanned first. Its `pairs`, where it names any, else its `targets`, are repaired.
         targets: classes to repair against all others, whatever the report says.
-        method: "unlearn" trains all weights on shifted latents and on inputs under universal perturbations towards the target, with the old
-            model as teacher; "finetune" (the paper's) on shifted latents only; "head" does so for the last layer alone, over cached
-            latents, in seconds; "prune" freezes the latent channels with the largest |s_p| at their mean, as many as the accuracy
-            budget allows; "equalize" raises the target's norm to the median, which hides a backdoor rather than removes it.
-        beta: weight of the shifted cross-entropy ("unlearn", "finetune", "head").
-        strength: weight of the cross-entropy on perturbed inputs ("unlearn").
-        lr: learning rate ("unlearn", "finetune", "equalize": SGD; "head": Adam), falling to zero by a cosine.
-        epochs: passes over the clean data ("unlearn", "finetune", "equalize"). "unlearn" takes ten, or as many as make a hundred steps.
-        budget: largest loss of accuracy, on clean data, that "prune" may cause. An option that is None is the method's own default; one
+        method: "auto" is "unlearn", and where that costs much accuracy "unlearn" with a smaller learning rate if this closes the way to
+            the target as well; "unlearn" trains all weights on shifted latents and on inputs under universal perturbations towards the
+            target, with the old model as teacher; "finetune" (the paper's) on shifted latents only; "head" does so for the last layer
+            alone, over cached latents, in seconds; "prune" freezes the latent channels with the largest |s_p| at their mean, as many as
+            the accuracy budget allows; "equalize" raises the target's norm to the median, which hides a backdoor rather than removes it.
+        beta: weight of the shifted cross-entropy ("auto", "unlearn", "finetune", "head").
+        strength: weight of the cross-entropy on perturbed inputs ("auto", "unlearn").
+        lr: learning rate ("auto", "unlearn", "finetune", "equalize": SGD; "head": Adam), falling to zero by a cosine.
+        epochs: passes over the clean data (all but "head" and "prune"). "auto" and "unlearn" take ten, or as many as make a hundred steps.
+        budget: loss of accuracy, on held-out clean data: the largest that "prune" may cause, and the one from which "auto" tries the
+            smaller learning rate. An option that is None is the method's own default; one
             that the method does not have is refused.
         device, seed, progress, file: as for `scan`; `seed` fixes the held-out split and the order of training.
 
@@ -103,14 +105,14 @@ def repair(
         before, after, repaired = state(captured, None), None, None
     else:
         repaired = copy.deepcopy(model)
-        job = Job(captured, images, labels, train, routes, device, seed, progress)
+        job = Job(captured, images, labels, train, held, routes, device, seed, progress)
         with trainable(repaired):
             with timed(timing, "check"):
-                before = state(captured, reach(repaired, job, held))
+                before = state(captured, reach(repaired, job))
             with timed(timing, method):
-                METHODS[method](repaired, job, **options)
+                options |= METHODS[method](repaired, job, **options) or {}
             with timed(timing, "check"):
-                reached = reach(repaired, job, held)
+                reached = reach(repaired, job)
         repaired = repaired.cpu().eval()
         with timed(timing, "check"):
             after = state(capture(repaired, batches, device=device), reached)

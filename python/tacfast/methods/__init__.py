@@ -6,8 +6,10 @@ p on shifted latents; the repaired one shall answer the true class there (arXiv:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from tacfast.methods.auto import auto
 from tacfast.methods.equalize import equalize
 from tacfast.methods.finetune import finetune
 from tacfast.methods.head import train_head
@@ -17,8 +19,9 @@ from tacfast.methods.routes import Route, routes_of, targets_of
 from tacfast.methods.training import Job, trainable
 from tacfast.methods.unlearn import unlearn
 
-#: Each changes a model in place; its keyword-only parameters are its options.
-METHODS: dict[str, Callable[..., None]] = {
+#: Each changes a model in place; its keyword-only parameters are its options, what it returns the settings that it chose itself.
+METHODS: dict[str, Callable[..., Mapping[str, Any] | None]] = {
+    "auto": auto,
     "unlearn": unlearn,
     "finetune": finetune,
     "equalize": equalize,
@@ -30,6 +33,7 @@ __all__ = [
     "METHODS",
     "Job",
     "Route",
+    "auto",
     "equalize",
     "finetune",
     "prune",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tacfast.heads import choose_device, logits_of
 from tacfast.methods.perturbations import Room, fresh, step, watching
@@ -15,7 +15,7 @@ _STEPS, _BATCH, _TRIALS = 30, 48, 2
 _FORWARD = 250
 
 
-def reach(model: nn.Module, job: Job, held: Tensor) -> float | None:
+def reach(model: nn.Module, job: Job) -> float | None:
     """The share of held-out images that one universal perturbation sends along the route, of the worst route.
 
     The perturbation is made anew, on the training images, the best of two; its length is that of `unlearn`. A backdoor is a pattern that
@@ -26,13 +26,13 @@ def reach(model: nn.Module, job: Job, held: Tensor) -> float | None:
     model.to(where)
     room = Room.of(wide(job.images)).to(where)
     with watching(model), mixed_precision(where):
-        found = [_open(model, job, held, route, room, trial) for route in job.routes for trial in range(_TRIALS)]
+        found = [_open(model, job, route, room, trial) for route in job.routes for trial in range(_TRIALS)]
     return max((share for share in found if share is not None), default=None)
 
 
-def _open(model: nn.Module, job: Job, held: Tensor, route: Route, room: Room, trial: int) -> float | None:
+def _open(model: nn.Module, job: Job, route: Route, room: Room, trial: int) -> float | None:
     where = room.low.device
-    movable = held[route.wanted[job.labels[held]] != job.labels[held]]
+    movable = job.held[route.wanted[job.labels[job.held]] != job.labels[job.held]]
     if not len(movable):
         return None
     generator = torch.Generator().manual_seed(job.seed + trial)

@@ -31,6 +31,8 @@ class Job:
     labels: Tensor
     #: Positions of the samples that may be trained on.
     train: Tensor
+    #: Positions of the others.
+    held: Tensor
     routes: tuple[Route, ...]
     device: str
     seed: int
