@@ -16,6 +16,7 @@ from tacfast.schemas import load
 for absent in ("torch", "sklearn", "PIL"):
     assert importlib.util.find_spec(absent) is None, f"{absent} is installed here: this run proves nothing"
 assert "site-packages" in tacfast.__file__, tacfast.__file__
+assert Path(tacfast.__file__).with_name("html").joinpath("templates", "scan.html.j2").is_file(), "the pages' templates are not in the wheel"
 
 rng = np.random.default_rng(0)
 w, z = rng.normal(size=(50, 32)), np.abs(rng.normal(size=(200, 32))).astype(np.float32)

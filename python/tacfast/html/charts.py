@@ -22,6 +22,8 @@ from tacfast.report import ScanReport
 _WIDTH = 7.5
 #: The smallest p-value with a place of its own: simulations know none below.
 _LEAST_P = 1e-5
+#: Around a suspected pair: seen on all colours of the heat maps, which are those of the day at night too.
+_FRAME = "#e08a00"
 
 
 def norms_figure(report: ScanReport, width: float = _WIDTH) -> Figure:
@@ -120,7 +122,7 @@ def pairs_figure(report: ScanReport, norms: NDArray[np.float64], width: float = 
             bar.outline.set_visible(False)
             axes.set(title=title, xlabel="into class", ylabel="from class")
             for a, k in report.pairs:
-                axes.add_patch(Rectangle((k - 0.5, a - 0.5), 1, 1, fill=False, edgecolor=PALETTE.ink, linewidth=1.2))
+                axes.add_patch(Rectangle((k - 0.5, a - 0.5), 1, 1, fill=False, edgecolor=_FRAME, linewidth=1.7))
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(MaxNLocator(10, integer=True))
             axes.spines[:].set_visible(False)
