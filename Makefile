@@ -85,17 +85,18 @@ $(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked --quiet --extras test
 	touch $@
 
-$(VENV)/.docs: pyproject.toml | $(VENV)/.built
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		$$($(BIN)/python -c "from importlib.metadata import requires; print(*(r.split(';')[0].replace(' ', '') for r in requires('tacfast') if 'docs' in r.partition(';')[2]))")
-	touch $@
+# What an extra asks for.
+EXTRA = import sys; from importlib.metadata import requires; print(*(r.split(';')[0].strip() for r in requires('tacfast') if sys.argv[1] in r.partition(';')[2]))
 
-# The bench extra, one by one: a solver without a wheel for this machine must not keep the others away.
-BENCH_EXTRA = from importlib.metadata import requires; print(*(r.split(';')[0].strip() for r in requires('tacfast') if 'bench' in r.partition(';')[2]))
+# One by one: a solver without a wheel for this machine must not keep the others away.
 $(VENV)/.peers: pyproject.toml | $(VENV)/.built
-	for package in $$($(BIN)/python -c "$(BENCH_EXTRA)"); do \
+	for package in $$($(BIN)/python -c "$(EXTRA)" bench); do \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary "$$package" || echo "skipped: $$package"; \
 	done
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python -c "$(EXTRA)" docs)
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.tools pyproject.toml

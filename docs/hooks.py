@@ -58,6 +58,8 @@ def _mathml(match: re.Match[str]) -> str:
     from latex2mathml.converter import convert
 
     made: str = convert(html.unescape(match[3]).strip(), display="inline" if match[2] == "(" else "block")
+    if "\\" in made:
+        raise ValueError(f"latex2mathml does not know all of {match[3]}")
     return made
 
 
