@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ MODELS = {
     "model.pth": ("torchvision", "pth", "resnet18"),
     "vit_folder": ("transformers", "folder", "ViT"),
     "timm_folder": ("timm", "folder", "vit_tiny_patch16_224"),
+    "shufflenet.pth": ("torchvision", "pth in a training checkpoint", "shufflenet_v2_x0_5"),
     "attack_result.pt": ("BackdoorBench", "attack_result.pt", "preactresnet18"),
 }
 NETWORK = """
@@ -63,3 +66,12 @@ def shortcut_model() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
         model[3].weight.copy_(w)
         model[3].bias.zero_()
     return model.eval(), list(zip(z.float().reshape(-1, 1, 8, 8).split(100), y.split(100), strict=True))
+
+
+def programs(folder: Path) -> Path:
+    """A folder for PATH with `tacfast` and `python` as a reader's shell has them: this Python."""
+    folder.mkdir(exist_ok=True)
+    for name, command in (("python", ""), ("tacfast", " -m tacfast")):
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{command} "$@"\n')
+        (folder / name).chmod(0o755)
+    return folder

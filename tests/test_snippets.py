@@ -9,7 +9,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from belongings import shortcut_model
+from belongings import programs, shortcut_model
 from problems import head_with_a_shortcut
 from tacfast.cli import app
 
@@ -54,7 +53,7 @@ def test_every_block_runs(name: str, belongings: Path, monkeypatch: pytest.Monke
     for file in (*belongings.iterdir(), ROOT / "examples"):
         (tmp_path / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", f"{_programs(tmp_path / 'programs')}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{programs(tmp_path / 'programs')}{os.pathsep}{os.environ['PATH']}")
     document = Sybil(parsers=[SkipParser(), _blocks]).parse(ROOT / name)
     document.namespace.update(_what_the_text_supposes())
     skipped = set()
@@ -94,15 +93,6 @@ def _run_shell(example: Example) -> None:
             assert result.exit_code in fine, f"{line}\n{result.output}\n{result.exception!r}"
         elif words:
             subprocess.run(line, shell=True, check=True, timeout=60)
-
-
-def _programs(folder: Path) -> Path:
-    """`tacfast` and `python` as a reader's shell has them."""
-    folder.mkdir()
-    for name, command in (("python", ""), ("tacfast", " -m tacfast")):
-        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{command} "$@"\n')
-        (folder / name).chmod(0o755)
-    return folder
 
 
 RUN: dict[str, Callable[[Example], None]] = {
