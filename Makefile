@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SMOKE := target/smoke-venv
 RUST := Cargo.toml Cargo.lock $(wildcard rust/*.rs)
 
-.PHONY: demo test test-rust test-python test-wheel lint format bench bench-kernels bench-scaling hostile fuzz browser wheel clean
+.PHONY: demo test test-rust test-python test-wheel lint format bench bench-kernels bench-scaling hostile fuzz browser docs wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/tacfast demo
@@ -70,12 +70,16 @@ browser: $(VENV)/.built
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'playwright>=1.50'
 	$(BIN)/python tests/browser.py $(PAGES)
 
+# The documentation as a site in site/; a broken link or an undocumented reference is an error. (The variable stills a note on mkdocs 2.)
+docs: $(VENV)/.built $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 wheel: $(VENV)/.tools
 	rm -rf dist
 	$(BIN)/maturin build --release --locked --quiet --out dist
 
 clean:
-	rm -rf $(VENV) target dist
+	rm -rf $(VENV) target dist site
 
 $(VENV)/.tools:
 	$(PYTHON) -m venv $(VENV)
@@ -87,12 +91,18 @@ $(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked --quiet --extras test
 	touch $@
 
-# The bench extra, one by one: a solver without a wheel for this machine must not keep the others away.
-BENCH_EXTRA = from importlib.metadata import requires; print(*(r.split(';')[0].strip() for r in requires('tacfast') if 'bench' in r.partition(';')[2]))
+# What an extra asks for.
+EXTRA = import sys; from importlib.metadata import requires; print(*(r.split(';')[0].strip() for r in requires('tacfast') if sys.argv[1] in r.partition(';')[2]))
+
+# One by one: a solver without a wheel for this machine must not keep the others away.
 $(VENV)/.peers: pyproject.toml | $(VENV)/.built
-	for package in $$($(BIN)/python -c "$(BENCH_EXTRA)"); do \
+	for package in $$($(BIN)/python -c "$(EXTRA)" bench); do \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary "$$package" || echo "skipped: $$package"; \
 	done
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python -c "$(EXTRA)" docs)
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.tools pyproject.toml

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from belongings import all_of_them
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +52,11 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     x = torch.rand(60, 3, 8, 8, generator=generator)
     y = torch.arange(60) % 5
     return list(zip(x.split(16), y.split(16), strict=True))
+
+
+@pytest.fixture(scope="session")
+def belongings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what users have, under the names that the documentation gives to it; not to be written to."""
+    place = tmp_path_factory.mktemp("belongings")
+    all_of_them(place)
+    return place

@@ -12,18 +12,8 @@ import torch
 from torch import nn
 
 import tacfast
+from problems import head_with_a_shortcut
 from tacfast.outliers import FEWEST_CLASSES
-
-
-def head_with_a_shortcut(rng: np.random.Generator, classes: int = 20, dim: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Class means on axes; class 3 also reads a direction that clean latents never use."""
-    w = rng.normal(size=(classes, dim)) * 0.1
-    w[np.arange(classes), np.arange(classes)] += 1
-    w[3, -1] += 5
-    y = np.arange(1000) % classes
-    z = np.abs(rng.normal(size=(1000, dim))) * 0.1 + 3 * np.eye(classes, dim)[y]
-    z[:, -1] = 0
-    return w, z, y
 
 
 def test_a_shortcut_is_found_and_its_absence_is_not(rng: np.random.Generator) -> None:

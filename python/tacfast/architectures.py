@@ -28,7 +28,8 @@ def build_model(arch: str, arguments: Mapping[str, Any]) -> Any:
     """
     source, _, name = arch.rpartition(":")
     if not source or not name:
-        raise CheckpointError(f"arch must be {_FORMS}, got {arch!r}")
+        meant = f"; did you mean torchvision:{arch}?" if arch.isidentifier() else ""
+        raise CheckpointError(f"arch must be {_FORMS}, got {arch!r}{meant}")
     keywords = {k: _literal(v) if isinstance(v, str) else v for k, v in arguments.items()}
     factory = _library(source, name) if source in COUNTED else _factory(Path(source), name)
     try:

@@ -205,7 +205,8 @@ def doubt(predictions: NDArray[np.int64], labels: NDArray[np.int64] | None) -> D
     chance = accuracy <= commonest + 2 * np.sqrt(commonest * (1 - commonest) / len(labels))
     return Doubt(
         f"accuracy on the clean images is only {accuracy:.0%}{', no better than one answer for all' if chance else ''}: size, mean and std "
-        "are likely not those that the model was trained with, or the images are not its classes; a verdict on such data means little",
+        "are likely not those that the model was trained with (give them by --size, --mean, --std), or the images are not its classes; "
+        "a verdict on such data means little",
         grave=True,
     )
 
