@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 import tacfast
 from schemas import strict
 from tacfast import bench, schemas
-from tacfast.outcome import RepairResult, State
+from tacfast.outcome import RepairResult, State, Trial
 from tacfast.report import ScanReport
 from tacfast.solver import STATUSES
 from tacfast.verdict import Evidence, Suspect
@@ -102,6 +102,7 @@ results = st.builds(
     labelled=st.booleans(),
     settings=st.dictionaries(words, finite, max_size=3),
     timing_s=timing,
+    trials=st.lists(st.builds(Trial, lr=finite, clean_accuracy=share, reach=maybe), max_size=2).map(tuple),
     file=files,
 )
 
@@ -119,8 +120,7 @@ def test_any_report_is_described_and_comes_back(report: ScanReport) -> None:
 def test_any_repair_is_described_and_comes_back(result: RepairResult) -> None:
     data = written(result.to_dict())
     strict("repair").validate(data)
-    if hasattr(RepairResult, "from_dict"):
-        assert written(RepairResult.from_dict(data).to_dict()) == data
+    assert written(RepairResult.from_dict(data).to_dict()) == data
 
 
 def scanned() -> Any:

@@ -112,7 +112,12 @@ def _repaired(subject: Subject, job: Attempt, named: tuple[int, ...]) -> tuple[n
             return subject.copied(), None
         states = {"before": result.before.to_dict(), "after": result.after.to_dict()}
         told = {when: {key: value for key, value in state.items() if key != "norms"} for when, state in states.items()}
-        return result.model, told | {"method": result.method, "settings": dict(result.settings), "timing_s": dict(result.timing_s)}
+        return result.model, told | {
+            "method": result.method,
+            "settings": dict(result.settings),
+            "timing_s": dict(result.timing_s),
+            "trials": [t.to_dict() for t in result.trials],
+        }
     task = Task(
         subject.model,
         images,

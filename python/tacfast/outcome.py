@@ -69,6 +69,28 @@ class State:
         )
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What one learning rate of method "auto" led to, on the clean samples that were held out."""
+
+    lr: float
+    clean_accuracy: float
+    #: See `State.reach`.
+    reach: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"lr": self.lr, "clean_accuracy": self.clean_accuracy, "reach": self.reach}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Trial:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        return cls(number(data["lr"]), number(data["clean_accuracy"]), optional_number(data["reach"]))
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class RepairResult(Shown):
     """A repaired copy and what became of it."""
@@ -87,6 +109,8 @@ class RepairResult(Shown):
     labelled: bool
     settings: Mapping[str, Any]
     timing_s: Mapping[str, float]
+    #: What "auto" tried, in this order; `settings` has the learning rate that it took.
+    trials: tuple[Trial, ...] = ()
     file: Mapping[str, Any] = field(default_factory=dict)
     #: Names of the classes and provenance for a page, see `tacfast.details`; None unless the caller gave them.
     details: Mapping[str, Any] | None = None
@@ -114,6 +138,7 @@ class RepairResult(Shown):
             "labelled": self.labelled,
             "settings": dict(self.settings),
             "timing_s": dict(self.timing_s),
+            "trials": [trial.to_dict() for trial in self.trials],
             "file": dict(self.file),
             **({} if self.details is None else {"details": dict(self.details)}),
         }
@@ -147,6 +172,7 @@ class RepairResult(Shown):
                 labelled=data["labelled"],
                 settings=words(data["settings"]),
                 timing_s=seconds(data["timing_s"]),
+                trials=tuple(map(Trial.from_dict, data["trials"])),
                 file=words(data["file"]),
                 details=read_details(data.get("details"), classes),
             )

@@ -116,9 +116,10 @@ def repair(
         repaired = repaired.cpu().eval()
         with timed(timing, "check"):
             after = state(capture(repaired, batches, device=device), reached)
+    trials = options.pop("trials", ())
     settings = {**options, "seed": seed}
     return RepairResult(
-        repaired, method, chosen, before, after, len(images), given is not None, settings, timing, file=dict(file or {})
+        repaired, method, chosen, before, after, len(images), given is not None, settings, timing, trials, dict(file or {})
     )  # fmt: skip
 
 

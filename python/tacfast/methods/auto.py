@@ -1,9 +1,8 @@
-"""As hard as it must be, and gentler where that costs too much. May import: torch, training, unlearn, reach, heads."""
+"""As hard as it must be, and gentler where that costs too much. May import: torch, training, unlearn, reach, heads, outcome."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from tacfast.heads import choose_device, logits_of
 from tacfast.methods.reach import reach
 from tacfast.methods.training import Job, wide
 from tacfast.methods.unlearn import BETA, LR, STRENGTH, unlearn
+from tacfast.outcome import Trial
 
 #: The second learning rate, for networks that the first one cost too much. Smaller ones leave backdoors (docs/repair.md).
 GENTLE = 0.01
@@ -23,17 +23,9 @@ SLACK = 0.05
 _FORWARD = 250
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What a learning rate led to, on held-out images."""
-
-    lr: float
-    clean_accuracy: float
-    reach: float | None
-
-    def better(self, other: Trial) -> bool:
-        """More accurate, and the way to the target no more open."""
-        return self.clean_accuracy > other.clean_accuracy and (self.reach or 0.0) <= (other.reach or 0.0) + SLACK
+def better(trial: Trial, other: Trial) -> bool:
+    """More accurate, and the way to the target no more open."""
+    return trial.clean_accuracy > other.clean_accuracy and (trial.reach or 0.0) <= (other.reach or 0.0) + SLACK
 
 
 def auto(
@@ -64,13 +56,13 @@ def auto(
         unlearn(model, job, beta=beta, strength=strength, lr=rate, epochs=epochs)
         trial = Trial(rate, _accuracy(model, job), reach(model, job))
         trials.append(trial)
-        if best is None or trial.better(best[0]):
+        if best is None or better(trial, best[0]):
             best = trial, copy.deepcopy(model.state_dict())
         if best[0].clean_accuracy >= wanted:
             break
     assert best is not None
     model.load_state_dict(best[1])
-    return {"lr": best[0].lr, "trials": [asdict(trial) for trial in trials]}
+    return {"lr": best[0].lr, "trials": tuple(trials)}
 
 
 def _accuracy(model: nn.Module, job: Job) -> float:
