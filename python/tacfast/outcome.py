@@ -35,7 +35,8 @@ class State:
     agreement: float
     #: Share of samples that keep their class when their latents are shifted by s_p, worst target; None without targets.
     recovery_accuracy: float | None
-    #: Share of samples that a universal perturbation of the input, made anew, sends to the target; None without targets.
+    #: Share of samples that a universal perturbation of the input, made anew, sends to the target; None without targets, and for
+    #: the methods of seconds ("head", "prune").
     reach: float | None
     #: float64 (C,): norms of all classes, as in a scan.
     norms: NDArray[np.float64]
