@@ -41,16 +41,12 @@ def test_a_torchvision_model_is_scanned(belongings: Path, tmp_path: Path, capsys
     assert report.reason in capsys.readouterr().out
 
 
-def test_a_repaired_model_is_written_and_is_the_same_when_read(
-    belongings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_repaired_model_is_written_and_read_again(belongings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "repaired.safetensors"
-    given = belongings / "shufflenet.pth", belongings / "clean_images", out, "--arch", "torchvision:shufflenet_v2_x0_5", "--target", 3
-    assert run("repair_and_export.py", *given, "--method", "head", "--loss", 1) == 0
+    given = belongings / "shufflenet.pth", belongings / "clean_images", out, "--arch", "torchvision:shufflenet_v2_x0_5"
+    assert run("repair_and_export.py", *given, "--target", 3, "--method", "head", "--loss", 1) == 0
     assert "gives the same logits" in capsys.readouterr().out
-    out.unlink()
-    assert run("repair_and_export.py", *given, "--method", "head", "--loss", -1) == 1
-    assert not out.exists()
+    assert out.is_file()
 
 
 @pytest.fixture

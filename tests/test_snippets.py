@@ -82,9 +82,15 @@ def _blocks(document: Document) -> Iterator[Region]:
         yield region
 
 
-def _run_shell(example: Example) -> None:
+def _run_workflow(example: Example) -> None:
+    """What a GitHub workflow's steps would run."""
+    for step in pytest.importorskip("yaml").safe_load(example.parsed)["steps"]:
+        _run_lines(step.get("run", ""))
+
+
+def _run_lines(text: str) -> None:
     """Line by line, tacfast in this process; stops where a shell with `-e` would, but a verdict is no failure."""
-    for line in str(example.parsed).replace("\\\n", " ").splitlines():
+    for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["tacfast"]:
             more = next((extra for (command, word), extra in QUICK.items() if words[1:2] == [command] and word in line), "")
@@ -97,6 +103,7 @@ def _run_shell(example: Example) -> None:
 
 RUN: dict[str, Callable[[Example], None]] = {
     "python": PythonEvaluator(),
-    "sh": _run_shell,
+    "sh": lambda example: _run_lines(example.parsed),
+    "yaml": _run_workflow,
     "json": lambda example: json.loads(example.parsed),
 }
