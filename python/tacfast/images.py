@@ -65,7 +65,7 @@ def read_images(
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"there is no data at {str(path)!r}; check --data")
+        raise CheckpointError(f"there is no data at {str(path)!r}; --data takes a folder of images, an .npz or an .npy")
     if limit is not None and limit < 1:
         raise CheckpointError(f"limit must be at least 1, got {limit}")
     if path.is_dir():
