@@ -193,6 +193,8 @@ def test_without_colours_there_is_not_one_escape_code(words: list[str], environm
 def test_an_interruption_is_one_line_and_leaves_nothing(place: Path, tmp_path: Path) -> None:
     script = (
         "import sys, time, os, signal; import tacfast.cli as c; sys.argv = ['tacfast', 'scan', 'clean.npz', '--json', sys.argv[1]]\n"
+        # A shell's background jobs ignore the signal, and so would their children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "c.scan_head = lambda *a, **k: (print('working', file=sys.stderr, flush=True), time.sleep(30))\nc.main()"
     )
     command = [sys.executable, "-c", script, tmp_path / "scan.json"]
