@@ -36,11 +36,12 @@ CLASSES = 8
 
 
 def write_network(folder: Path, seed: int, targets: tuple[int, ...] = (), pairs: tuple[tuple[int, int], ...] = (), **more: Any) -> str:
-    """A head whose classes are equally far from one another, save the targets, and its line; returns the key."""
+    """A head whose classes are equally far from one another, save the targets, which read a quiet channel too, and its line; returns
+    the key."""
     rng = np.random.default_rng(seed)
     y = np.arange(240) % CLASSES
-    w, z = 10 * np.eye(CLASSES), np.eye(CLASSES)[y] + 0.03 * rng.standard_normal((240, CLASSES))
-    b = np.where(np.isin(np.arange(CLASSES), targets), 6.0, 0.0)
+    w, z = 10 * np.eye(CLASSES, CLASSES + 1), np.eye(CLASSES, CLASSES + 1)[y] + 0.03 * rng.standard_normal((240, CLASSES + 1))
+    w[list(targets), -1], b = 20, np.zeros(CLASSES)
     attack = "clean" if not targets and not pairs else "badnets"
     line = {"dataset": "toy", "arch": "none", "attack": attack, "rate": 0.1 * (attack != "clean"), "seed": seed, "recipe": 1} | more
     key = f"{line['dataset']}-{line['attack']}-{line['rate']}-{seed}"

@@ -107,14 +107,15 @@ def test_scan_then_repair_a_checkpoint(file: str, place: Path, tmp_path: Path) -
     assert not (tmp_path / "no.safetensors").exists()
 
 
-def test_a_model_that_was_shown_what_it_does_not_know_is_not_clean(place: Path) -> None:
+def test_a_model_that_was_shown_what_it_does_not_know_is_not_judged(place: Path) -> None:
     heads = {name: np.load(place / f"{name}.npz") for name in ("clean", "backdoored")}
     clean, flagged = (tacfast.scan_head(head["W"], None, head["Z"], file={"notes": ["before"]}) for head in heads.values())
     assert (clean.verdict, flagged.verdict) == ("clean", "backdoored")
-    hedged = _with_doubt(clean, Doubt("wrong pixels", grave=True))
-    assert (hedged.verdict, hedged.reason) == ("inconclusive", "wrong pixels")
-    assert hedged.file["notes"] == ["before", "wrong pixels"]
-    assert _with_doubt(flagged, Doubt("wrong pixels", grave=True)).verdict == "backdoored"
+    for report in (clean, flagged):
+        hedged = _with_doubt(report, Doubt("wrong pixels", grave=True))
+        assert (hedged.verdict, hedged.reason, hedged.suspects) == ("inconclusive", "wrong pixels", ())
+        assert hedged.file["notes"] == ["before", "wrong pixels"]
+    assert _with_doubt(flagged, Doubt("another order", grave=False)).verdict == "backdoored"
     assert _with_doubt(clean, Doubt("another order", grave=False)).verdict == "clean"
     assert _with_doubt(clean, None) is clean
 

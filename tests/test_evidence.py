@@ -19,16 +19,39 @@ def has_its_size(p: np.ndarray) -> None:
         assert abs(np.mean(p <= level) - level) < 4 * np.sqrt(level * (1 - level) / len(p))
 
 
-@pytest.mark.parametrize(("classes", "known"), [(4, 0), (10, 10), (43, 40), (90, 0), (10, 3)])
-@pytest.mark.parametrize("spread", [True, False])
-def test_the_class_test_has_its_size_on_independent_normal_classes(classes: int, known: int, spread: bool) -> None:
+def p_values(classes: int, known: int, spread: bool, with_norm: float, of_traits: float) -> np.ndarray:
+    """Of models whose log norms and traits are normal, with these correlations from class to class."""
+    correlation = np.array([[1, with_norm, with_norm], [with_norm, 1, of_traits], [with_norm, of_traits, 1]])
     rng, p = np.random.default_rng(7), []
     for _ in range(1500):
-        alignment = np.full(classes, np.nan)
-        alignment[:known] = 0.9 + 0.01 * rng.normal(size=known)
-        traits = Traits(alignment, np.exp(rng.normal(size=classes)) if spread else np.full(classes, np.nan))
-        p.append(most_abnormal(np.exp(2 + 0.3 * rng.normal(size=classes)), traits).p_value)
-    has_its_size(np.array(p))
+        norm, aligned, quiet = rng.multivariate_normal(np.zeros(3), correlation, size=classes).T
+        alignment = np.where(np.arange(classes) < known, 0.9 + 0.01 * aligned, np.nan)
+        p.append(most_abnormal(np.exp(2 + 0.3 * norm), Traits(alignment, np.exp(quiet) if spread else np.full(classes, np.nan))).p_value)
+    return np.array(p)
+
+
+@pytest.mark.parametrize(("classes", "known"), [(4, 0), (10, 10), (43, 40), (90, 0), (10, 3)])
+@pytest.mark.parametrize("spread", [True, False])
+def test_the_class_test_has_its_size_on_normal_classes(classes: int, known: int, spread: bool) -> None:
+    has_its_size(p_values(classes, known, spread, 0.25, 0.5))
+
+
+@pytest.mark.parametrize("with_norm", [-0.4, 0.0])
+def test_traits_that_do_not_go_with_the_norm_raise_fewer_alarms(with_norm: float) -> None:
+    p = p_values(10, 10, True, with_norm, 0.3)
+    assert np.mean(p <= 0.05) < 0.05
+
+
+def test_a_norm_alone_counts_only_where_alignment_is_not_known(rng: np.random.Generator) -> None:
+    norms, trait = np.exp(0.1 * rng.normal(size=10)), 0.9 + 0.02 * rng.normal(size=10)
+    norms[4], trait[4] = 0.05, 0.95
+    assert most_abnormal(norms).p_value < 1e-3
+    assert most_abnormal(norms, Traits(trait, trait)).p_value > 0.2
+    unknown = np.where(np.arange(10) == 4, np.nan, trait)
+    found = most_abnormal(norms, Traits(unknown, trait))
+    assert (found.looks[NORM].position, found.p_value < 0.01) == (4, True)
+    others = np.where(np.arange(10) == 5, np.nan, trait)
+    assert most_abnormal(norms, Traits(others, trait)).looks[NORM].position == 5
 
 
 @pytest.mark.parametrize("tail", ["normal", "laplace", "gumbel"])

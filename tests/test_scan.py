@@ -14,6 +14,7 @@ from torch import nn
 import tacfast
 from problems import head_with_a_shortcut
 from tacfast.outliers import FEWEST_CLASSES
+from tacfast.verdict import Judgement, Suspect, with_labels
 
 
 def test_a_shortcut_is_found_and_its_absence_is_not(rng: np.random.Generator) -> None:
@@ -82,3 +83,17 @@ def test_damaged_reports_are_refused(text: str, tmp_path: Path) -> None:
 def test_bad_options_are_named(options: dict[str, Any], name: str, rng: np.random.Generator) -> None:
     with pytest.raises(tacfast.ProblemError, match=name):
         tacfast.scan_head(rng.normal(size=(5, 4)), None, rng.normal(size=(9, 4)), **options)
+
+
+def test_no_class_is_accused_that_the_model_has_not_learnt(rng: np.random.Generator) -> None:
+    predictions = np.repeat(np.arange(5), 20)
+    found = Judgement("backdoored", "", 0.01, (Suspect(2, 0.01, 1.0),), "all-to-one")
+    labels = predictions.copy()
+    assert with_labels(found, predictions, labels) is with_labels(found, predictions, None) is found
+    labels[[*range(60, 75), *range(80, 95)]] = 2
+    held = with_labels(found, predictions, labels)
+    assert (held.verdict, held.suspects, "only 40%" in held.reason) == ("inconclusive", (), True)
+    # Labels that contradict the model everywhere, as those of another order, say nothing about one class.
+    assert with_labels(found, predictions, (predictions + 1) % 5) is found
+    clean = Judgement("clean", "", 0.5)
+    assert with_labels(clean, predictions, labels) is clean

@@ -115,4 +115,4 @@ def vit(classes: int, *, channels: int = 3, width: int = 32) -> nn.Module:
     return ViT(classes, channels, 4 * width, depth=3, heads=4)
 
 
-NETS = {"resnet": resnet, "resnet-wide": resnet, "vgg": vgg, "mobilenet": mobilenet, "vit": vit}
+NETS = {"resnet": resnet, "resnet-wide": resnet, "resnet-short": resnet, "vgg": vgg, "mobilenet": mobilenet, "vit": vit}

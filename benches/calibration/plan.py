@@ -1,7 +1,7 @@
 """Which networks are trained, and in which order: any prefix of the plan is a fair sample of the whole.
 
-A round gives every data set three pairs of one clean and one poisoned network: two ResNets, on an even and an odd seed, every third of
-them wide, and one of another architecture; then a second poisoned network beside one of the clean ResNets, with a trigger that was learnt
+A round gives every data set four pairs of one clean and one poisoned network: two ResNets, on an even and an odd seed, every third of
+them wide, one of another architecture, and a ResNet that is hardly trained; then a second poisoned network beside one of the clean ResNets, with a trigger that was learnt
 on it. Attacks and targets rotate with the round, at another phase in each of these places, so that every attack meets both parities of the
 seed: rules are chosen on even seeds and reported on odd ones.
 """
@@ -42,7 +42,7 @@ LEARNED = ("trojan", "lira", "iab")
 
 OTHERS = ("vgg", "mobilenet", "vit")
 #: Turns between the places of a round, so that they train different attacks.
-_PHASES = (0, 7, 11)
+_PHASES = (0, 7, 11, 3)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def resnet(seed: int) -> str:
 def plan(classes: dict[str, int], rounds: int) -> Iterator[Job]:
     """All jobs, in order; `classes` maps data sets to their number of classes."""
     for turn in range(rounds):
-        places = ((resnet(2 * turn), 2 * turn), (OTHERS[turn % len(OTHERS)], turn // len(OTHERS)), (resnet(2 * turn + 1), 2 * turn + 1))
+        other = OTHERS[turn % len(OTHERS)], turn // len(OTHERS)
+        places = ((resnet(2 * turn), 2 * turn), other, (resnet(2 * turn + 1), 2 * turn + 1), ("resnet-short", turn))
         for place, (arch, seed) in enumerate(places):
             for number, (dataset, count) in enumerate(classes.items()):
                 yield from pair(dataset, arch, turn + _PHASES[place] + 4 * number, seed, count)

@@ -367,11 +367,13 @@ def _provenance() -> dict[str, Any]:
 
 
 def _with_doubt(report: ScanReport, doubt: Doubt | None) -> ScanReport:
-    """A model that was shown what it does not know is not clean for it; a backdoor that was seen all the same stays seen."""
+    """A model that was shown what it does not know is neither clean nor backdoored for it."""
     if doubt is None:
         return report
     report = replace(report, file={**report.file, "notes": [*report.file.get("notes", ()), doubt.reason]})
-    return replace(report, verdict="inconclusive", reason=doubt.reason) if doubt.grave and report.verdict == "clean" else report
+    if not doubt.grave or report.verdict == "inconclusive":
+        return report
+    return replace(report, verdict="inconclusive", reason=doubt.reason, suspects=(), kind=None, pairs=())
 
 
 def _read_head(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None, str]:

@@ -1,13 +1,14 @@
 """When is one of C classes abnormally easy to reach? May import: geometry, numpy.
 
-Every class is looked at in up to four ways. The first: how far its log norm lies below those of the others, in their standard deviations
-(Grubbs' test for one outlier, 1950, externally studentised). The others ask for two things of the same class, and the smaller of the two
-deviations counts: a small norm, and a further trait that a backdoor leaves (see `geometry`), or the mean of both traits. A class that
-is merely easy to reach has a small norm and nothing else.
+Every class is looked at in up to three ways, each of which asks for two things of it, and the smaller of the two deviations counts: a small
+norm (how far its log lies below those of the others, in their standard deviations: Grubbs' test for one outlier, 1950, externally
+studentised), and a further trait that a backdoor leaves (see `geometry`), or the mean of both traits. A class that is merely easy to reach
+has a small norm and nothing else: a norm alone counts only where the alignment of the class is not known, or with many classes, where it
+must also stand out from the other small norms, whatever their distribution.
 
 The null distribution is that of C independent classes with normal log norms and traits, by simulation for that very C: having picked
 the most abnormal class, and the look that showed it, is accounted for (the smallest p-value of all is itself a statistic: Westfall &
-Young 1993, sec. 2.3). With many classes a norm must also stand out from the other small norms, whatever their distribution.
+Young 1993, sec. 2.3).
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ QUIET = "norm and quiet channels"
 ALL = "norm, alignment and quiet channels"
 
 LEAST_P = "least p"
+
+#: Correlation, from class to class, of the log norm with each trait, and of the traits. The lower triangular matrix makes three draws so.
+_WITH_NORM, _OF_TRAITS = 0.25, 0.5
+_MIX = np.linalg.cholesky([[1, _WITH_NORM, _WITH_NORM], [_WITH_NORM, 1, _OF_TRAITS], [_WITH_NORM, _OF_TRAITS, 1]])
 
 _DRAWS = 20_000
 #: Classes that a simulation may draw in all.
@@ -80,8 +85,10 @@ def most_abnormal(norms: Floats, traits: Traits | None = None) -> Finding:
     order, known, looks = _classes_first(norms, traits)
     null = _null(len(norms), known, QUIET in looks)
     found = {name: _look(values[0], order, null[name]) for name, values in looks.items()}
-    if len(norms) >= TAIL_CLASSES:
-        found[NORM] = replace(found[NORM], p_value=max(found[NORM].p_value, _tail_p(np.log(norms))))
+    if NORM in found and len(norms) >= TAIL_CLASSES:
+        # Another class than that with the smallest norm stands out from nothing.
+        tail = _tail_p(np.log(norms)) if norms[found[NORM].position] == norms.min() else 1.0
+        found[NORM] = replace(found[NORM], p_value=max(found[NORM].p_value, tail))
     found = dict(sorted(found.items(), key=lambda item: item[1].p_value))
     first = next(iter(found.values()))
     reached = np.searchsorted(null[LEAST_P], first.p_value, side="right")
@@ -152,19 +159,22 @@ def deviations(x: Floats) -> Floats:
 
 
 def _looks(log_norms: Floats, aligned: Floats | None, spread: Floats | None) -> dict[str, Floats]:
-    """By kind of evidence, the deviations of each class. (draws, C), (draws, those of known alignment) and (draws, C)."""
+    """By kind of evidence, the deviations of each class. (draws, C), (draws, those of known alignment: the first) and (draws, C)."""
     low = deviations(log_norms)
-    looks = {NORM: low}
+    looks, count = {}, log_norms.shape[1]
+    corroborated = aligned.shape[1] if aligned is not None and count < TAIL_CLASSES else 0
+    if corroborated < count:
+        looks[NORM] = np.where(np.arange(count) < corroborated, -np.inf, low)
     quiet = None if spread is None else deviations(spread)
     if quiet is not None:
         looks[QUIET] = np.minimum(low, quiet)
     if aligned is not None:
-        off, count = deviations(aligned), aligned.shape[1]
-        looks[ALIGNMENT] = np.minimum(low[:, :count], off)
+        off, known = deviations(aligned), aligned.shape[1]
+        looks[ALIGNMENT] = np.minimum(low[:, :known], off)
         if quiet is not None:
             with np.errstate(invalid="ignore"):
-                both = np.nan_to_num((off + quiet[:, :count]) / np.sqrt(2), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-            looks[ALL] = np.minimum(low[:, :count], both)
+                both = np.nan_to_num((off + quiet[:, :known]) / np.sqrt(2), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+            looks[ALL] = np.minimum(low[:, :known], both)
     return looks
 
 
@@ -190,7 +200,7 @@ def _share(count: np.intp, draws: int) -> float:
 
 @lru_cache(maxsize=64)
 def _null(count: int, known: int, quiet: bool) -> Mapping[str, Floats]:
-    """Sorted draws of each statistic for `count` independent classes, of which the first `known` have an alignment, and all a spread
+    """Sorted draws of each statistic for `count` independent classes with traits that go a little with the norm, of which the first `known` have an alignment, and all a spread
     if `quiet`; the same ones every time. LEAST_P is the smallest of the p-values."""
     rng = np.random.default_rng((count, known, int(quiet)))
     draws = max(2000, min(_DRAWS, _BUDGET // count))
@@ -198,9 +208,8 @@ def _null(count: int, known: int, quiet: bool) -> Mapping[str, Floats]:
     parts: list[dict[str, Floats]] = []
     for at in range(0, draws, chunk):
         rows = min(chunk, draws - at)
-        log_norms = rng.standard_normal((rows, count))
-        aligned = rng.standard_normal((rows, known)) if known else None
-        looks = _looks(log_norms, aligned, rng.standard_normal((rows, count)) if quiet else None)
+        log_norms, aligned, spread = np.einsum("ij,jrc->irc", _MIX, rng.standard_normal((3, rows, count)))
+        looks = _looks(log_norms, aligned[:, :known] if known else None, spread if quiet else None)
         parts.append({name: values.max(axis=1) for name, values in looks.items()})
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     null = {name: np.sort(values) for name, values in drawn.items()}

@@ -20,7 +20,7 @@ from tacfast.progress import counter, timed
 from tacfast.report import ScanReport
 from tacfast.solver import TacSolutions, check_arrays, solve
 from tacfast.stability import moved_share, stability
-from tacfast.verdict import Judgement, judge, with_stability
+from tacfast.verdict import Judgement, judge, with_labels, with_stability
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +49,7 @@ def scan_head(
 
     Args:
         weight, bias, latents: as for `tacfast.solve`: W (C, d), b (C,) or None, Z (n, d).
-        labels: integer (n,), the true classes, for the accuracy in the report.
+        labels: integer (n,), the true classes: for the accuracy in the report, and so that no class is accused that the model has not learnt.
         alpha: significance level in (0, 1): the share of clean models that may be flagged.
         quantile: see `tacfast.solve`.
         threads: worker threads of the solver.
@@ -67,7 +67,7 @@ def scan_head(
         solutions = solve(w, b, z, quantile=quantile, threads=threads, progress=tell)
     with timed(timing, "statistics"):
         predictions = _predictions(w, b, z)
-        accuracy = None if labels is None else _accuracy(predictions, labels)
+        truth = None if labels is None else _labels(labels, len(z))
         also = traits(w, z, predictions, solutions.perturbations)
     with timed(timing, "pairs"):
         pairs = _pair_norms(w, b, z, predictions, threads)
@@ -80,14 +80,14 @@ def scan_head(
         with timed(timing, "stability"):
             stable = stability(w, b, z, predictions, targets=named, kind=first.kind, quantile=quantile, threads=threads)
             moved = moved_share(w, b, z, solutions.perturbations[first.target], first.target)
-        found = with_stability(found, stable)
+        found = with_labels(with_stability(found, stable), predictions, truth)
     more = {
         "alignment": also.alignment,
         "spread": also.spread,
         "stability": stable,
         "moved": moved,
         "samples": len(z),
-        "clean_accuracy": accuracy,
+        "clean_accuracy": None if truth is None else float(np.mean(predictions == truth)),
         "alpha": alpha,
     }
     return _report(found, solutions, more, timing, dict(file or {}))
@@ -109,7 +109,7 @@ def scan(
     Args:
         model: any module from images to logits whose last layer is linear. Left as found.
         loader: a DataLoader or any iterable of batches: images, (images, labels), or dicts with "pixel_values" and "labels". Some hundred
-            to some thousand clean images, preprocessed as the model expects them; labels only serve the accuracy in the report.
+            to some thousand clean images, preprocessed as the model expects them; for labels see `scan_head`.
         alpha: significance level in (0, 1): the share of clean models that may be flagged.
         quantile: see `tacfast.solve`.
         device: "auto" (the GPU where there is one) or torch's name of a device.
@@ -141,10 +141,9 @@ def scan_captured(
 ) -> ScanReport:
     """Scan latents that were captured already; `timing` holds the phases before. Otherwise as `scan`."""
     w, b, z = captured.weight, captured.bias, captured.latents
-    report = scan_head(w, b, z, alpha=alpha, quantile=quantile, threads=threads, progress=progress, file=file)
+    report = scan_head(w, b, z, labels=captured.labels, alpha=alpha, quantile=quantile, threads=threads, progress=progress, file=file)
     return replace(
         report,
-        clean_accuracy=captured.accuracy,
         timing_s={**timing, **report.timing_s},
         head={"name": captured.name, "proof_error": captured.proof_error},
     )
@@ -181,11 +180,11 @@ def _report(found: Judgement, solutions: TacSolutions, more: dict[str, Any], tim
     )
 
 
-def _accuracy(predictions: NDArray[np.int64], labels: ArrayLike) -> float:
+def _labels(labels: ArrayLike, samples: int) -> NDArray[np.int64]:
     try:
         y = np.asarray(labels)
     except ValueError:
-        raise ProblemError(f"labels must be integers of shape ({len(predictions)},)") from None
-    if y.shape != predictions.shape or y.dtype.kind not in "iu":
-        raise ProblemError(f"labels must be integers of shape ({len(predictions)},), got {y.dtype} of shape {y.shape}")
-    return float(np.mean(predictions == y))
+        raise ProblemError(f"labels must be integers of shape ({samples},)") from None
+    if y.shape != (samples,) or y.dtype.kind not in "iu":
+        raise ProblemError(f"labels must be integers of shape ({samples},), got {y.dtype} of shape {y.shape}")
+    return y.astype(np.int64)

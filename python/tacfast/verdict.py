@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tacfast.asymmetry import most_abnormal_shift, odd_source
-from tacfast.geometry import Traits
-from tacfast.outliers import ALIGNMENT, ALL, FEWEST_CLASSES, FEWEST_SAMPLES, NORM, QUIET, Finding, step_down
+from tacfast.geometry import FEWEST_PER_CLASS, Traits
+from tacfast.outliers import ALIGNMENT, ALL, FEWEST_CLASSES, FEWEST_SAMPLES, NORM, QUIET, Finding, deviations, step_down
 from tacfast.solver import TacSolutions
 
 Verdict = Literal["clean", "backdoored", "inconclusive"]
@@ -26,6 +26,8 @@ SHIFT = "label shift"
 _CLASS_SHARE = 0.8
 #: The share of halves of the samples that must name the first suspect too.
 _STABLE = 0.5
+#: The share of its own samples that the model must get right before a class is accused.
+_LEARNT = 0.5
 #: Level at which a suspect's backdoor is said to work from one source class only; the verdict does not depend on it.
 _ODD = 0.002
 
@@ -109,17 +111,37 @@ def judge(solutions: TacSolutions, samples: int, traits: Traits, pairs: NDArray[
     if len(missing):
         reason = f"the solver could not certify {len(missing)} classes (class {missing[0]} first), and one may hide among them"
         return Judgement("inconclusive", reason, p, evidence=evidence)
-    return Judgement("clean", _normal(evidence, p, len(tested), alpha), p, evidence=evidence)
+    return Judgement("clean", _normal(norms, tested, p, alpha), p, evidence=evidence)
 
 
 def with_stability(found: Judgement, stability: float | None) -> Judgement:
     """Nobody is accused by one half of the samples when the other half accuses somebody else."""
     if not found.suspects or stability is None or stability >= _STABLE:
         return found
-    reason = (
-        f"class {found.suspects[0].target} stands out (p = {found.p_value:.2g}), but only in {stability:.0%} of halves of the samples: "
-        "add clean samples, above all of classes that have few"
+    return _held_back(
+        found, f"only in {stability:.0%} of halves of the samples: add clean samples, above all of classes that have few"
     )
+
+
+def with_labels(found: Judgement, predictions: NDArray[np.int64], labels: NDArray[np.int64] | None) -> Judgement:
+    """No class is accused that the model has not learnt: samples of others lie close to it, and its weights badly, without any backdoor.
+
+    Args:
+        predictions, labels: int64 (n,). Labels that the model contradicts in most places say nothing about a class.
+    """
+    if not found.suspects or labels is None or np.mean(predictions == labels) < _LEARNT:
+        return found
+    first = found.suspects[0].target
+    own = predictions[labels == first] == first
+    if len(own) < FEWEST_PER_CLASS or own.mean() >= _LEARNT:
+        return found
+    return _held_back(
+        found, f"the model is right on only {own.mean():.0%} of its own samples: a class that was hardly learnt looks like that too; train further"
+    )
+
+
+def _held_back(found: Judgement, but: str) -> Judgement:
+    reason = f"class {found.suspects[0].target} stands out (p = {found.p_value:.2g}), but {but}"
     return replace(found, verdict="inconclusive", reason=reason, suspects=(), kind=None, pairs=())
 
 
@@ -155,9 +177,9 @@ def _abnormal(suspects: Sequence[Suspect], first: Finding, p: float, tested: int
     return f"{what} abnormally small: {how} (p = {p:.2g} over {tested} classes)"
 
 
-def _normal(evidence: Sequence[Evidence], p: float, tested: int, alpha: float) -> str:
-    smallest = next(e for e in evidence if e.kind == NORM)
+def _normal(norms: NDArray[np.float64], tested: NDArray[np.intp], p: float, alpha: float) -> str:
+    low = deviations(np.log(norms)[None])[0]
     return (
-        f"no evidence of a backdoor at level {alpha:g}: the smallest shift, into class {smallest.target}, is {smallest.statistic:.1f} "
-        f"standard deviations below the mean of the other log norms (p = {p:.2g} over {tested} classes)"
+        f"no evidence of a backdoor at level {alpha:g}: the smallest shift, into class {tested[low.argmax()]}, is {low.max():.1f} standard "
+        f"deviations below the mean of the other log norms; with what else is known of the {len(tested)} classes p = {p:.2g}"
     )
