@@ -18,6 +18,7 @@ import pytest
 import report
 import rules
 import scans
+import states
 import tables
 import torch
 import typer
@@ -113,7 +114,7 @@ class TestScans:
 
     def test_a_rule_is_what_the_code_does(self) -> None:
         before = 'def f(x):\n    """Doubles."""\n    return 2*x  # twice\n'
-        assert scans.code_of(before) == scans.code_of("def f(x):\n    return 2 * x\n") != scans.code_of("def f(x):\n    return 3 * x\n")
+        assert states.code_of(before) == states.code_of("def f(x):\n    return 2 * x\n") != states.code_of("def f(x):\n    return 3 * x\n")
         assert scans.rule_id().startswith(tacfast.__version__)
 
     def test_a_stop_keeps_what_was_made(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,7 @@ reports = st.builds(
     status=st.lists(st.sampled_from(STATUSES.tolist()), min_size=CLASSES, max_size=CLASSES).map(np.array),
     alignment=per_class,
     spread=per_class.map(np.abs),
+    patterns=st.none() | st.fixed_dictionaries({"short pattern": per_class, "few pixels": per_class}),
     mad_index=st.none() | finite,
     stability=st.none() | share,
     moved=st.none() | share,

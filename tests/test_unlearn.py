@@ -12,9 +12,10 @@ from torch import nn
 import tacfast
 from tacfast.heads import capture
 from tacfast.methods import Job, Route, routes_of
-from tacfast.methods.perturbations import RADIUS, Perturbations, Room
+from tacfast.methods.perturbations import Perturbations
 from tacfast.methods.training import recompute_statistics
-from tacfast.methods.unlearn import jitter, watching
+from tacfast.methods.unlearn import jitter
+from tacfast.universal import RADIUS, Room, watching
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Which networks are trained, and in which order: any prefix of the plan is a fair sample of the whole.
 
 A round gives every data set four pairs of one clean and one poisoned network: two ResNets, on an even and an odd seed, every third of
-them wide, one of another architecture, and a ResNet that is hardly trained; then a second poisoned network beside one of the clean ResNets, with a trigger that was learnt
-on it. Attacks and targets rotate with the round, at another phase in each of these places, so that every attack meets both parities of the
-seed: rules are chosen on even seeds and reported on odd ones.
+them wide, one of another architecture, and a ResNet that is hardly trained; then a second poisoned network beside one of the clean
+ResNets, with a trigger that was learnt on it. Attacks and targets rotate with the round, at another phase in each of these places, so that
+every attack meets both parities of the seed: rules are chosen on even seeds and reported on odd ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Scans of stored heads, each made once and kept as a JSON line: an interrupted run goes on where it was.
+"""Scans of stored heads, with the patterns of the input that patterns.py measured, each made once and kept as a JSON line: an
+interrupted run goes on where it was.
 
     scans.py DIR [DIR...] [--alpha 0.05] [--threads 1]
 
@@ -8,7 +9,6 @@ of the code that decides: whoever edits the rule gets new scans, and a line of a
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,12 +19,15 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from measured import measured
 from networks import Line, Pair, read_networks
 from numpy.typing import NDArray
 from results import append_line, read_lines
+from states import state_of
 
 import tacfast
 from tacfast.files import read_npz
+from tacfast.openness import Patterns
 from tacfast.progress import track
 
 #: Sources that no scan of a head passes through; all others, those not yet written too, make a new rule when they change.
@@ -54,12 +57,15 @@ _ELSEWHERE = (
     "options",
     "outcome",
     "outputs",
+    "patterns",
     "pickles",
     "preact",
+    "precision",
     "preprocessing",
     "progress",
     "repair",
     "report",
+    "sampling",
     "sarif",
     "schemas",
     "selftest",
@@ -67,6 +73,7 @@ _ELSEWHERE = (
     "sources",
     "taxonomy",
     "terminal",
+    "universal",
     "unwrapping",
 )
 
@@ -93,6 +100,16 @@ class Task:
     file: Path
     variant: str = ""
     change: Callable[[Head], Head] = lambda head: head
+    #: How far patterns of the input go; None: by the head alone.
+    patterns: Patterns | None = None
+
+    @property
+    def identity(self) -> str:
+        """Of the head and the patterns."""
+        if self.patterns is None:
+            return head_id(self.file)
+        margins = repr([(kind, m.tolist()) for kind, m in self.patterns.margins.items()])
+        return f"{head_id(self.file)}-{hashlib.sha256(margins.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -128,22 +145,12 @@ class Outcome:
         )
 
 
-def code_of(source: str) -> str:
-    """What a source does: no comments, no docstrings, one way to write it."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
 @cache
 def rule_id() -> str:
     """Names the state of the sources that decide. The compiled core is left out: its answers carry certificates."""
     folder = Path(tacfast.__file__).parent
     sources = sorted(file for file in folder.glob("*.py") if file.stem not in _ELSEWHERE)
-    text = "\0".join(part for file in sources for part in (file.name, code_of(file.read_text(encoding="utf-8"))))
-    return f"{tacfast.__version__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{tacfast.__version__}-{state_of(sources)}"
 
 
 def head_id(file: Path) -> str:
@@ -162,7 +169,9 @@ def read_head(file: Path) -> Head:
 
 def scan_task(task: Task, alpha: float, threads: int) -> Outcome:
     head = task.change(read_head(task.file))
-    report = tacfast.scan_head(head.weight, head.bias, head.latents, labels=head.labels, alpha=alpha, threads=threads)
+    report = tacfast.scan_head(
+        head.weight, head.bias, head.latents, labels=head.labels, patterns=task.patterns, alpha=alpha, threads=threads
+    )
     return Outcome(
         network=task.network,
         variant=task.variant,
@@ -194,7 +203,7 @@ class Scans:
 
     def _made(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         for task in tasks:
-            head = head_id(task.file)
+            head = task.identity
             place = (task.network, task.variant, head)
             if place not in self._kept:
                 self._kept[place] = scan_task(task, self.alpha, self.threads)
@@ -214,7 +223,8 @@ def scan_networks(lines: Sequence[Line], alpha: float, threads: int = 1, *, show
         mine = [line for line in lines if line["folder"] == folder]
         scans = Scans(folder / "scans.jsonl", alpha, threads)
         present = [line for line in mine if head_file(line).exists()]
-        made = scans.of([Task(line["key"], head_file(line)) for line in present], shown=shown)
+        patterns = measured(folder)
+        made = scans.of([Task(line["key"], head_file(line), patterns=patterns.get(line["key"])) for line in present], shown=shown)
         absent = [scans.kept(line["key"]) for line in mine if not head_file(line).exists()]
         found |= {o.network: o for o in (*made, *absent) if o is not None}
     return found

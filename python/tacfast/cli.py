@@ -38,6 +38,7 @@ from tacfast.options import (
     Mean,
     MethodName,
     NoColor,
+    Patterns,
     Quiet,
     Sarif,
     Size,
@@ -47,7 +48,7 @@ from tacfast.options import (
 from tacfast.outputs import check_outputs, relative, write_json, write_page, write_solutions
 from tacfast.progress import counter, timed
 from tacfast.report import ScanReport
-from tacfast.scan import scan_captured, scan_head
+from tacfast.scan import pattern_look, scan_captured, scan_head
 from tacfast.shown import check_pages
 from tacfast.solver import solve as solve_arrays
 
@@ -156,6 +157,7 @@ def scan_command(
     std: Std = None,
     size: Size = None,
     limit: Limit = 2500,
+    patterns: Patterns = None,
     alpha: Alpha = 0.05,
     device: Device = "auto",
     threads: Threads = None,
@@ -181,8 +183,13 @@ def scan_command(
         timing: dict[str, float] = {}
         with timed(timing, "latents"):
             captured, doubt = _capture(source, device)
-        report = scan_captured(captured, timing, alpha=alpha, threads=threads, progress=terminal.bars(), file=source.file)
+        look = pattern_look(source.model, captured, timing["latents"], wanted=patterns, device=device, progress=terminal.bars())
+        report = scan_captured(captured, timing, patterns=look, alpha=alpha, threads=threads, progress=terminal.bars(), file=source.file)
         report = _with_doubt(report, doubt)
+        if report.patterns is None and patterns is None:
+            terminal.note(
+                "patterns of the input were not looked at: too few images, or it would take more than ten minutes here; --patterns insists"
+            )
         w, b, z = captured.weight, captured.bias, captured.latents
         told = {"images": source.batches.images.x, **_names(source, len(w))}
     terminal.show_scan(report)
@@ -344,11 +351,11 @@ def _load(
 def _capture(source: Source, device: str, most: int | None = None) -> tuple[Captured, Doubt | None]:
     """Latents of the clean images, or of at most so many of them; warns where the data cannot be what the model expects."""
     from tacfast.heads import capture
+    from tacfast.patterns import IMAGES
     from tacfast.sources import doubt
 
-    captured = capture(
-        source.model, source.batches if most is None else source.batches.thinned(most), device=device, progress=terminal.bars()
-    )
+    batches = source.batches if most is None else source.batches.thinned(most)
+    captured = capture(source.model, batches, device=device, keep=IMAGES, progress=terminal.bars())
     found = doubt(captured.predictions, captured.labels)
     if found is not None:
         terminal.warn(found.reason)

@@ -1,5 +1,5 @@
 """Why a scan says what it says: what a page shows beyond the report itself. May import: report, details, scan, solver, pairs, stability,
-geometry, asymmetry, progress, errors; heads (and torch) only when a model is given.
+geometry, openness, asymmetry, progress, errors; heads (and torch) only when a model is given.
 
 Nothing here has a part in the verdict.
 """
@@ -20,6 +20,7 @@ from tacfast import details
 from tacfast._rust import __version__
 from tacfast.asymmetry import FEWEST_PER_SOURCE
 from tacfast.errors import ProblemError
+from tacfast.openness import Patterns
 from tacfast.outliers import FEWEST_SAMPLES
 from tacfast.pairs import PairSolutions, solve_pairs
 from tacfast.report import ScanReport
@@ -261,13 +262,21 @@ def _convergence(head: _Head, report: ScanReport, threads: int | None) -> list[d
         if n // part >= FEWEST_SAMPLES:
             some = np.sort(order[: n // part])
             again = scan_head(
-                head.weight, head.bias, head.latents[some], alpha=report.alpha, quantile=report.quantile, threads=threads
+                head.weight, head.bias, head.latents[some], patterns=_patterns(report),
+                alpha=report.alpha, quantile=report.quantile, threads=threads,
             )  # fmt: skip
             points.append(again)
     return [
         {"samples": r.samples, "verdict": r.verdict, "p_value": r.p_value, "kind": r.kind, "targets": list(r.targets)}
         for r in (*points, report)
     ]
+
+
+def _patterns(report: ScanReport) -> Patterns | None:
+    if report.patterns is None:
+        return None
+    seen = np.flatnonzero(np.all([np.isfinite(m) for m in report.patterns.values()], axis=0))
+    return Patterns(seen, {kind: margins[seen] for kind, margins in report.patterns.items()})
 
 
 def _named(names: Mapping[int, str] | Sequence[str | None], classes: int) -> list[str | None]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tacfast.errors import ModelError
 from tacfast.progress import track
+from tacfast.sampling import Sample
 
 #: Largest |Wz + b - logits| over the largest |logit| that passes as rounding of the model's own dtype.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -89,6 +90,8 @@ class Captured:
     name: str
     #: Largest |Wz + b - logits| seen, over the largest |logit|.
     proof_error: float
+    #: An even sample of the images (n, ...), on the CPU; None where none was asked for, or none can be stacked.
+    images: Tensor | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -250,13 +253,14 @@ def _check_single(name: str, calls: list[_Call], output: Any, logits: Tensor) ->
             )
 
 
-def capture(model: nn.Module, loader: Iterable[Any], *, device: str = "auto", progress: bool = False) -> Captured:
+def capture(model: nn.Module, loader: Iterable[Any], *, device: str = "auto", keep: int = 0, progress: bool = False) -> Captured:
     """Run every batch through the model and keep the inputs of its head.
 
     Args:
         model: any module that maps images to logits. Left as found: mode, device, hooks.
         loader: a DataLoader or any iterable of batches, see `split_batch`.
         device: "auto", or torch's name of a device.
+        keep: images that are kept, drawn evenly from all.
         progress: draw a progress bar.
 
     Raises:
@@ -269,11 +273,13 @@ def capture(model: nn.Module, loader: Iterable[Any], *, device: str = "auto", pr
     predictions: list[Tensor] = []
     labels: list[Tensor | None] = []
     name, head, worst = "", None, 0.0
+    sample = Sample(keep)
     with evaluating(model, where):
         for number, batch in enumerate(track(loader, "latents", shown=progress)):
             images, classes = split_batch(batch)
             if len(images) == 0:
                 continue
+            sample.add(images)
             images = images.to(where)
             if head is None:
                 name, head = find_head(model, images)
@@ -309,6 +315,7 @@ def capture(model: nn.Module, loader: Iterable[Any], *, device: str = "auto", pr
         labels=y,
         name=name,
         proof_error=worst,
+        images=sample.images(),
     )
 
 

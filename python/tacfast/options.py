@@ -61,6 +61,15 @@ Limit = Annotated[int, typer.Option(min=1, help="Use at most this many images, a
 Alpha = Annotated[
     float, typer.Option(help="Significance level in (0, 1): the share of clean models that may be flagged.", rich_help_panel=VERDICT)
 ]
+Patterns = Annotated[
+    bool | None,
+    typer.Option(
+        "--patterns/--no-patterns",
+        help="Look at patterns of the input too; by default if that is not likely to take more than ten minutes.",
+        show_default=False,
+        rich_help_panel=VERDICT,
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the report here, as JSON; - is standard output.", rich_help_panel=OUTPUT)]
 Sarif = Annotated[
     Path | None,

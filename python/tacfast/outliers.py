@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tacfast.geometry import Traits
 
@@ -180,8 +180,7 @@ def _looks(log_norms: Floats, aligned: Floats | None, spread: Floats | None) -> 
 
 def _look(statistics: Floats, positions: NDArray[np.intp], null: Floats) -> Look:
     at = int(statistics.argmax())
-    reached = len(null) - np.searchsorted(null, statistics[at], side="left")
-    return Look(int(positions[at]), float(statistics[at]), _share(reached, len(null)))
+    return Look(int(positions[at]), float(statistics[at]), float(share_beyond(null, statistics[at])))
 
 
 def _tail_p(log_norms: Floats) -> float:
@@ -194,14 +193,21 @@ def _tail_p(log_norms: Floats) -> float:
     return float((1 + ratio / (count - 1)) ** -(count - 1))
 
 
+def share_beyond(null: Floats, values: ArrayLike) -> Floats:
+    """p-values: the share of sorted draws, and the value itself, that are at least as large."""
+    reached = len(null) - np.searchsorted(null, values, side="left")
+    share: Floats = (1 + reached) / (1 + len(null))
+    return share
+
+
 def _share(count: np.intp, draws: int) -> float:
     return float((1 + count) / (1 + draws))
 
 
 @lru_cache(maxsize=64)
 def _null(count: int, known: int, quiet: bool) -> Mapping[str, Floats]:
-    """Sorted draws of each statistic for `count` independent classes with traits that go a little with the norm, of which the first `known` have an alignment, and all a spread
-    if `quiet`; the same ones every time. LEAST_P is the smallest of the p-values."""
+    """Sorted draws of each statistic for `count` independent classes, with traits that go a little with the norm; the first `known` have
+    an alignment, and all a spread if `quiet`; the same ones every time. LEAST_P is the smallest of the p-values."""
     rng = np.random.default_rng((count, known, int(quiet)))
     draws = max(2000, min(_DRAWS, _BUDGET // count))
     chunk = max(1, 1_000_000 // count)
@@ -213,5 +219,5 @@ def _null(count: int, known: int, quiet: bool) -> Mapping[str, Floats]:
         parts.append({name: values.max(axis=1) for name, values in looks.items()})
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     null = {name: np.sort(values) for name, values in drawn.items()}
-    p = [(1 + draws - np.searchsorted(null[name], values, side="left")) / (1 + draws) for name, values in drawn.items()]
+    p = [share_beyond(null[name], values) for name, values in drawn.items()]
     return {**null, LEAST_P: np.sort(np.min(p, axis=0))}

@@ -16,7 +16,7 @@ from tacfast.errors import ModelError, ProblemError
 from tacfast.outcome import Method, RepairResult, State
 from tacfast.progress import timed
 from tacfast.report import ScanReport
-from tacfast.scan import QUANTILE, scan_captured
+from tacfast.scan import QUANTILE, pattern_look, scan_captured
 from tacfast.solver import solve
 
 if TYPE_CHECKING:
@@ -84,17 +84,19 @@ def repair(
 
     from tacfast.heads import capture
     from tacfast.methods import METHODS, Job, reach, routes_of, trainable
+    from tacfast.patterns import IMAGES
 
     options = _options(method, {"beta": beta, "strength": strength, "lr": lr, "epochs": epochs, "budget": budget}, seed)
     timing: dict[str, float] = {}
     images, given = _collect(loader)
     batches = list(images.split(_FORWARD_BATCH))
     with timed(timing, "latents"):
-        captured = capture(model, batches, device=device, progress=progress)
+        captured = capture(model, batches, device=device, keep=IMAGES if report is None else 0, progress=progress)
     if given is not None and not 0 <= int(given.min()) <= int(given.max()) < len(captured.weight):
         raise ModelError(f"labels must be classes of the model, 0 to {len(captured.weight) - 1}")
     if report is None:
-        report = scan_captured(captured, {})
+        look = pattern_look(model, captured, timing["latents"], wanted=None, device=device, progress=progress)
+        report = scan_captured(captured, {}, patterns=look, progress=progress)
     labels = torch.from_numpy(captured.predictions) if given is None else given
     chosen = _check_targets(report.targets if targets is None else targets, len(captured.weight))
 

@@ -1,4 +1,4 @@
-"""What a scan says, in Python and in JSON. May import: solver, verdict, taxonomy, details, shown, errors; explain when called."""
+"""What a scan says, in Python and in JSON. May import: solver, verdict, openness, taxonomy, details, shown, errors; explain when called."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tacfast._rust import __version__
 from tacfast.details import KINDS, VERDICTS, number, optional_number, read_details, seconds, words
 from tacfast.errors import CheckpointError
+from tacfast.openness import FEW_PIXELS, SHORT
 from tacfast.shown import Shown, read_json
 from tacfast.solver import STATUSES, TacSolutions
 from tacfast.taxonomy import tags
@@ -50,6 +51,9 @@ class ScanReport(Shown):
     alignment: NDArray[np.float64]
     #: float64 (C,): standard deviation, on the samples, of the latent channels that the smallest shift uses; NaN without a shift.
     spread: NDArray[np.float64]
+    #: By kind of pattern ("short pattern", "few pixels"), float64 (C,): how far one small pattern of the input goes towards each class, as
+    #: mean margin in logits; NaN for classes that were not looked at. None where none was.
+    patterns: Mapping[str, NDArray[np.float64]] | None
     #: The field's usual index of the smallest norm. Shown, never used.
     mad_index: float | None
     #: Of the most abnormal class: the share of disjoint halves of the samples that would have named it (or another suspect) first, and the
@@ -109,6 +113,7 @@ class ScanReport(Shown):
             "status": self.status.tolist(),
             "alignment": _nullable(self.alignment),
             "spread": _nullable(self.spread),
+            "patterns": None if self.patterns is None else {kind: _nullable(m) for kind, m in self.patterns.items()},
             "mad_index": self.mad_index,
             "stability": self.stability,
             "moved": self.moved,
@@ -198,6 +203,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         "norms": norms,
         "status": np.array(data["status"], dtype=np.str_),
         **{name: np.array([np.nan if v is None else number(v) for v in data[name]], dtype=float) for name in ("alignment", "spread")},
+        "patterns": _patterns(data.get("patterns"), len(norms)),
         **{name: optional_number(data[name]) for name in ("p_value", "mad_index", "stability", "moved", "clean_accuracy")},
         "samples": operator.index(data["samples"]),
         **{name: number(data[name]) for name in ("alpha", "quantile")},
@@ -212,6 +218,14 @@ def _evidence(data: Any, class_of: Callable[[Any], int]) -> Evidence:
     target = None if data["class"] is None else class_of(data["class"])
     statistic = np.inf if data["statistic"] is None else number(data["statistic"])
     return Evidence(str(data["kind"]), target, statistic, number(data["p_value"]))
+
+
+def _patterns(data: Any, classes: int) -> dict[str, NDArray[np.float64]] | None:
+    if data is None:
+        return None
+    if not isinstance(data, dict) or any(kind not in (SHORT, FEW_PIXELS) or len(m) != classes for kind, m in data.items()):
+        raise ValueError("patterns must hold a margin for every class, by kind")
+    return {kind: np.array([np.nan if v is None else number(v) for v in m], dtype=float) for kind, m in data.items()}
 
 
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:

@@ -1,10 +1,10 @@
-"""Is there a backdoor in a classifier? May import: report, solver, pairs, verdict, outliers, geometry, asymmetry,
-stability, progress, errors; heads (and torch) only when a model is given."""
+"""Is there a backdoor in a classifier? May import: report, solver, pairs, verdict, outliers, openness, geometry, asymmetry,
+stability, progress, errors; heads and patterns (and torch) only when a model is given."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from tacfast.asymmetry import FEWEST_PER_SOURCE, MOST_CLASSES
 from tacfast.errors import ProblemError
 from tacfast.geometry import traits
+from tacfast.openness import Patterns, chosen
 from tacfast.outliers import mad_index
 from tacfast.pairs import solve_pairs
 from tacfast.progress import counter, timed
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: The order statistic of a scan: one unusual image in a hundred does not rule a norm.
 QUANTILE = 0.99
+#: What looking at patterns may take without being asked for.
+PATTERN_SECONDS = 600
 #: Logits that are held at a time.
 _LOGITS = 10_000_000
 
@@ -39,6 +42,7 @@ def scan_head(
     latents: ArrayLike,
     *,
     labels: ArrayLike | None = None,
+    patterns: Patterns | Callable[[NDArray[np.float64]], Patterns | None] | None = None,
     alpha: float = 0.05,
     quantile: float = QUANTILE,
     threads: int | None = None,
@@ -49,7 +53,10 @@ def scan_head(
 
     Args:
         weight, bias, latents: as for `tacfast.solve`: W (C, d), b (C,) or None, Z (n, d).
-        labels: integer (n,), the true classes: for the accuracy in the report, and so that no class is accused that the model has not learnt.
+        labels: integer (n,), the true classes: for the accuracy in the report, and so that no class is accused that the model has not
+            learnt.
+        patterns: how far small patterns of the input go towards each class, or what tells it from the norms, float64 (C,); a head alone
+            cannot say. `scan` measures them (`tacfast.patterns`).
         alpha: significance level in (0, 1): the share of clean models that may be flagged.
         quantile: see `tacfast.solve`.
         threads: worker threads of the solver.
@@ -71,19 +78,31 @@ def scan_head(
         also = traits(w, z, predictions, solutions.perturbations)
     with timed(timing, "pairs"):
         pairs = _pair_norms(w, b, z, predictions, threads)
+    if callable(patterns):
+        with timed(timing, "patterns"):
+            known = patterns(solutions.norms)
+    else:
+        known = patterns
+    _check(known, len(w))
     with timed(timing, "statistics"):
-        found = judge(solutions, len(z), also, pairs, alpha)
+        testable = known if known is not None and known.testable else None
+        found = judge(solutions, len(z), also, pairs, testable, alpha)
     first = next((e for e in found.evidence if e.target is not None), None)
     stable, moved = None, None
     if first is not None and first.target is not None:
         named = [s.target for s in found.suspects] or [first.target]
         with timed(timing, "stability"):
-            stable = stability(w, b, z, predictions, targets=named, kind=first.kind, quantile=quantile, threads=threads)
+            # A pattern was measured on other images than those that made it.
+            by_pattern = known is not None and first.kind in known.margins
+            stable = (
+                None if by_pattern else stability(w, b, z, predictions, targets=named, kind=first.kind, quantile=quantile, threads=threads)
+            )
             moved = moved_share(w, b, z, solutions.perturbations[first.target], first.target)
         found = with_labels(with_stability(found, stable), predictions, truth)
     more = {
         "alignment": also.alignment,
         "spread": also.spread,
+        "patterns": None if known is None else _by_class(known, len(w)),
         "stability": stable,
         "moved": moved,
         "samples": len(z),
@@ -97,6 +116,7 @@ def scan(
     model: nn.Module,
     loader: Iterable[Any],
     *,
+    patterns: bool | None = None,
     alpha: float = 0.05,
     quantile: float = QUANTILE,
     device: str = "auto",
@@ -110,6 +130,7 @@ def scan(
         model: any module from images to logits whose last layer is linear. Left as found.
         loader: a DataLoader or any iterable of batches: images, (images, labels), or dicts with "pixel_values" and "labels". Some hundred
             to some thousand clean images, preprocessed as the model expects them; for labels see `scan_head`.
+        patterns: whether to look at patterns of the input too; by default if that is not likely to take more than PATTERN_SECONDS.
         alpha: significance level in (0, 1): the share of clean models that may be flagged.
         quantile: see `tacfast.solve`.
         device: "auto" (the GPU where there is one) or torch's name of a device.
@@ -122,17 +143,49 @@ def scan(
         ProblemError: an argument is malformed, or latents are not finite.
     """
     from tacfast.heads import capture
+    from tacfast.patterns import IMAGES
 
     started = time.perf_counter()
-    captured = capture(model, loader, device=device, progress=progress)
+    captured = capture(model, loader, device=device, keep=0 if patterns is False else IMAGES, progress=progress)
     timing = {"latents": time.perf_counter() - started}
-    return scan_captured(captured, timing, alpha=alpha, quantile=quantile, threads=threads, progress=progress, file=file)
+    look = (
+        None if patterns is False else pattern_look(model, captured, timing["latents"], wanted=patterns, device=device, progress=progress)
+    )
+    return scan_captured(captured, timing, patterns=look, alpha=alpha, quantile=quantile, threads=threads, progress=progress, file=file)
+
+
+def pattern_look(
+    model: nn.Module, captured: Captured, latents_s: float, *, wanted: bool | None, device: str, progress: bool
+) -> Callable[[NDArray[np.float64]], Patterns | None]:
+    """What `scan_head` asks for patterns: None with too few images or whole-numbered ones, or if it would take long and nobody insists.
+
+    Args:
+        captured: with images.
+        latents_s: seconds that `capture` took, which tell how fast the model is.
+        wanted: never or however long it takes; None if that is not likely to take more than PATTERN_SECONDS.
+    """
+    from tacfast.heads import choose_device
+    from tacfast.patterns import FEWEST_IMAGES, measure, passes
+
+    images = captured.images
+
+    def look(norms: NDArray[np.float64]) -> Patterns | None:
+        if wanted is False or images is None or len(images) < FEWEST_IMAGES or not images.is_floating_point():
+            return None
+        classes = chosen(norms)
+        likely = passes(len(classes), len(images)) * latents_s / len(captured.latents)
+        if likely > PATTERN_SECONDS and wanted is None:
+            return None
+        return measure(model, images, classes, device=choose_device(model, device), progress=progress)
+
+    return look
 
 
 def scan_captured(
     captured: Captured,
     timing: dict[str, float],
     *,
+    patterns: Callable[[NDArray[np.float64]], Patterns | None] | None = None,
     alpha: float = 0.05,
     quantile: float = QUANTILE,
     threads: int | None = None,
@@ -140,8 +193,8 @@ def scan_captured(
     file: Mapping[str, Any] | None = None,
 ) -> ScanReport:
     """Scan latents that were captured already; `timing` holds the phases before. Otherwise as `scan`."""
-    w, b, z = captured.weight, captured.bias, captured.latents
-    report = scan_head(w, b, z, labels=captured.labels, alpha=alpha, quantile=quantile, threads=threads, progress=progress, file=file)
+    w, b, z, y = captured.weight, captured.bias, captured.latents, captured.labels
+    report = scan_head(w, b, z, labels=y, patterns=patterns, alpha=alpha, quantile=quantile, threads=threads, progress=progress, file=file)
     return replace(
         report,
         timing_s={**timing, **report.timing_s},
@@ -163,6 +216,24 @@ def _pair_norms(
     if len(w) > MOST_CLASSES or counts.min() < FEWEST_PER_SOURCE:
         return None
     return solve_pairs(w, b, z, predictions, threads=threads).norms
+
+
+def _check(known: Patterns | None, classes: int) -> None:
+    if known is None:
+        return
+    k = np.asarray(known.classes)
+    if k.dtype.kind not in "iu" or k.ndim != 1 or len(np.unique(k)) < len(k) or (len(k) and not 0 <= k.min() <= k.max() < classes):
+        raise ProblemError(f"patterns must be of different classes, 0 to {classes - 1}")
+    if any(m.shape != k.shape for m in known.margins.values()):
+        raise ProblemError(f"patterns must have a margin for each of their {len(k)} classes, of every kind")
+
+
+def _by_class(known: Patterns, classes: int) -> dict[str, NDArray[np.float64]]:
+    """float64 (C,) by kind, NaN for classes that were not looked at."""
+    by_kind = {kind: np.full(classes, np.nan) for kind in known.margins}
+    for kind, margins in known.margins.items():
+        by_kind[kind][known.classes] = margins
+    return by_kind
 
 
 def _report(found: Judgement, solutions: TacSolutions, more: dict[str, Any], timing: dict[str, float], file: dict[str, Any]) -> ScanReport:

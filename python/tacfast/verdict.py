@@ -1,7 +1,8 @@
-"""From solved problems to a verdict. May import: solver's results, geometry, outliers, asymmetry, numpy.
+"""From solved problems to a verdict. May import: solver's results, geometry, outliers, openness, asymmetry, numpy.
 
-The significance level is shared between two questions: is a class abnormally easy to reach, and is there a shift of labels whose pairs are?
-Most backdoors are of the first kind, so it gets most of the level (a weighted Bonferroni correction).
+The significance level is shared between up to three questions: is a class abnormally easy to reach in latent space, is it abnormally open
+to patterns of the input, and is there a shift of labels whose pairs are easy? Most backdoors are of the first kinds, so they get most of
+the level (a weighted Bonferroni correction).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tacfast.asymmetry import most_abnormal_shift, odd_source
+from tacfast.asymmetry import ShiftFinding, most_abnormal_shift, odd_source
 from tacfast.geometry import FEWEST_PER_CLASS, Traits
+from tacfast.openness import SHORT, Openness, Patterns, most_open
 from tacfast.outliers import ALIGNMENT, ALL, FEWEST_CLASSES, FEWEST_SAMPLES, NORM, QUIET, Finding, deviations, step_down
 from tacfast.solver import TacSolutions
 
@@ -22,8 +24,8 @@ Verdict = Literal["clean", "backdoored", "inconclusive"]
 Kind = Literal["all-to-one", "multi-target", "source-specific", "all-to-all"]
 
 SHIFT = "label shift"
-#: What the first question gets of the level where both are asked.
-_CLASS_SHARE = 0.8
+#: What the question for shifts gets of the level where it is asked; the two about classes get equal parts of the rest.
+_SHIFT_SHARE = 0.2
 #: The share of halves of the samples that must name the first suspect too.
 _STABLE = 0.5
 #: The share of its own samples that the model must get right before a class is accused.
@@ -48,7 +50,8 @@ class Suspect:
 class Evidence:
     """What one kind of evidence says of the whole model, by itself."""
 
-    #: "norm", "norm and alignment", "norm and quiet channels", "norm, alignment and quiet channels" or "label shift".
+    #: "norm", "norm and alignment", "norm and quiet channels", "norm, alignment and quiet channels", "short pattern", "few pixels" or
+    #: "label shift".
     kind: str
     #: The class that it points to most; None for label shifts.
     target: int | None
@@ -74,53 +77,93 @@ class Judgement:
     evidence: tuple[Evidence, ...] = ()
 
 
-def judge(solutions: TacSolutions, samples: int, traits: Traits, pairs: NDArray[np.float64] | None, alpha: float) -> Judgement:
-    """The verdict at level `alpha` on the solutions for all classes; `pairs` (C, C) are norms by source and target."""
+def judge(
+    solutions: TacSolutions, samples: int, traits: Traits, pairs: NDArray[np.float64] | None, patterns: Patterns | None, alpha: float
+) -> Judgement:
+    """The verdict at level `alpha` on the solutions for all classes; `pairs` (C, C) are norms by source and target, `patterns` testable.
+
+    The first of the evidence is what named the first suspect.
+    """
     tested = np.flatnonzero(solutions.status == "solved")
     why = _untestable(solutions, len(tested), samples)
     if why is not None:
         return Judgement("inconclusive", why)
-    norms = solutions.norms[tested]
-    shift = None if pairs is None else most_abnormal_shift(pairs)
-    part = 1.0 if shift is None else _CLASS_SHARE
-    steps = step_down(norms, traits.of(tested), alpha * part)
-    by_class, by_shift = steps[0].p_value / part, 1.0 if shift is None else shift.p_value / (1 - part)
-    p = min(by_class, by_shift, 1.0)
-    evidence = tuple(Evidence(kind, int(tested[k.position]), k.statistic, k.p_value) for kind, k in steps[0].looks.items())
-    if shift is not None:
-        evidence += (Evidence(SHIFT, None, shift.statistic, shift.p_value),)
-    if steps[0].abnormal:
-        found = [step for step in steps if step.abnormal]
-        suspects = tuple(Suspect(int(tested[s.position]), s.p_value / part, float(norms[s.position])) for s in found)
-        reason = _abnormal(suspects, steps[0], p, len(tested))
+    asked = _ask(solutions, tested, traits, pairs, patterns, alpha)
+    p, evidence = asked.p_value, asked.evidence
+    if asked.suspects:
+        suspects, reason = asked.suspects, asked.reason
         source = None if pairs is None or len(suspects) > 1 else odd_source(pairs, suspects[0].target)
         if source is not None and source.p_value <= _ODD:
             pair = (source.source, suspects[0].target)
             return Judgement("backdoored", f"{reason}; above all from class {pair[0]}", p, suspects, "source-specific", (pair,), evidence)
         kind: Kind = "all-to-one" if len(suspects) == 1 else "multi-target"
         return Judgement("backdoored", reason, p, suspects, kind, (), evidence)
-    if shift is not None and by_shift <= alpha:
-        y = np.arange(len(solutions.norms))
-        moves = tuple(zip(y.tolist(), ((y + shift.shift) % len(y)).tolist(), strict=True))
+    if asked.shift is not None and asked.by_shift <= alpha:
+        y, step = np.arange(len(solutions.norms)), asked.shift
+        moves = tuple(zip(y.tolist(), ((y + step.shift) % len(y)).tolist(), strict=True))
         reason = (
-            f"samples move from class y to y + {shift.shift} (modulo {len(y)}) more easily than back, over all classes: "
-            f"{shift.statistic:.1f} standard deviations (p = {p:.2g})"
+            f"samples move from class y to y + {step.shift} (modulo {len(y)}) more easily than back, over all classes: "
+            f"{step.statistic:.1f} standard deviations (p = {step.p_value:.2g})"
         )
         return Judgement("backdoored", reason, p, (), "all-to-all", moves, evidence)
     missing = solutions.classes[~solutions.certified]
     if len(missing):
         reason = f"the solver could not certify {len(missing)} classes (class {missing[0]} first), and one may hide among them"
         return Judgement("inconclusive", reason, p, evidence=evidence)
-    return Judgement("clean", _normal(norms, tested, p, alpha), p, evidence=evidence)
+    return Judgement("clean", _normal(solutions.norms[tested], tested, p, alpha), p, evidence=evidence)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """To all questions, each at its share of the level."""
+
+    p_value: float
+    #: By class of whatever question named it, and in words how.
+    suspects: tuple[Suspect, ...]
+    reason: str
+    shift: ShiftFinding | None
+    by_shift: float
+    #: What named the first suspect stands first.
+    evidence: tuple[Evidence, ...]
+
+
+def _ask(
+    solutions: TacSolutions,
+    tested: NDArray[np.intp],
+    traits: Traits,
+    pairs: NDArray[np.float64] | None,
+    patterns: Patterns | None,
+    alpha: float,
+) -> _Answers:
+    shift = None if pairs is None else most_abnormal_shift(pairs)
+    share = (1.0 if shift is None else 1 - _SHIFT_SHARE) / (1 if patterns is None else 2)
+    steps = step_down(solutions.norms[tested], traits.of(tested), alpha * share)
+    opened = None if patterns is None else most_open(patterns, alpha * share)
+    by_class = {int(tested[s.position]): s.p_value / share for s in steps if s.abnormal}
+    by_pattern = {} if opened is None else {k: opened.p_value / share for k in opened.classes if k in tested}
+    by_shift = 1.0 if shift is None else shift.p_value / _SHIFT_SHARE
+    p = min(steps[0].p_value / share, 1.0 if opened is None else opened.p_value / share, by_shift, 1.0)
+    named = {k: min(by_pattern.get(k, 1.0), by_class.get(k, 1.0)) for k in (*by_pattern, *by_class)}
+    reasons = [_abnormal(tuple(by_class), steps[0])] if by_class else []
+    reasons += [_opened(tuple(by_pattern), opened)] if by_pattern and opened is not None else []
+    latent = tuple(Evidence(kind, int(tested[k.position]), k.statistic, k.p_value) for kind, k in steps[0].looks.items())
+    pattern = () if opened is None else tuple(Evidence(kind, k.position, k.statistic, k.p_value) for kind, k in opened.looks.items())
+    shifted = () if shift is None else (Evidence(SHIFT, None, shift.statistic, shift.p_value),)
+    return _Answers(
+        p_value=p,
+        suspects=tuple(Suspect(k, value, float(solutions.norms[k])) for k, value in named.items()),
+        reason=f"{'; '.join(reasons)} (p = {p:.2g} over {len(tested)} classes)",
+        shift=shift,
+        by_shift=by_shift,
+        evidence=(*pattern, *latent, *shifted) if by_pattern else (*latent, *pattern, *shifted),
+    )
 
 
 def with_stability(found: Judgement, stability: float | None) -> Judgement:
     """Nobody is accused by one half of the samples when the other half accuses somebody else."""
     if not found.suspects or stability is None or stability >= _STABLE:
         return found
-    return _held_back(
-        found, f"only in {stability:.0%} of halves of the samples: add clean samples, above all of classes that have few"
-    )
+    return _held_back(found, f"only in {stability:.0%} of halves of the samples: add clean samples, above all of classes that have few")
 
 
 def with_labels(found: Judgement, predictions: NDArray[np.int64], labels: NDArray[np.int64] | None) -> Judgement:
@@ -136,7 +179,8 @@ def with_labels(found: Judgement, predictions: NDArray[np.int64], labels: NDArra
     if len(own) < FEWEST_PER_CLASS or own.mean() >= _LEARNT:
         return found
     return _held_back(
-        found, f"the model is right on only {own.mean():.0%} of its own samples: a class that was hardly learnt looks like that too; train further"
+        found,
+        f"the model is right on only {own.mean():.0%} of its own samples: a class that was hardly learnt looks like that too",
     )
 
 
@@ -166,15 +210,25 @@ _ALSO = {
 }
 
 
-def _abnormal(suspects: Sequence[Suspect], first: Finding, p: float, tested: int) -> str:
-    names = ", ".join(str(s.target) for s in suspects)
-    what = f"the shift into class {names} is" if len(suspects) == 1 else f"the shifts into classes {names} are"
+def _abnormal(targets: Sequence[int], first: Finding) -> str:
+    names = ", ".join(map(str, targets))
+    what = f"the shift into class {names} is" if len(targets) == 1 else f"the shifts into classes {names} are"
     kind, look = next(iter(first.looks.items()))
     if kind == NORM:
         how = f"{look.statistic:.1f} standard deviations below the mean of the other log norms"
     else:
         how = f"its norm {_ALSO[kind]} both lie {look.statistic:.1f} standard deviations or more below the others'"
-    return f"{what} abnormally small: {how} (p = {p:.2g} over {tested} classes)"
+    return f"{what} abnormally small: {how}"
+
+
+def _opened(targets: Sequence[int], found: Openness) -> str:
+    names = ", ".join(map(str, targets))
+    kind, look = next(iter(found.looks.items()))
+    what = f"a {kind} of the input goes" if kind == SHORT else f"{kind} of the input go"
+    return (
+        f"{what} abnormally far towards class{'es' if len(targets) > 1 else ''} {names}: "
+        f"{look.statistic:.1f} standard deviations above the others"
+    )
 
 
 def _normal(norms: NDArray[np.float64], tested: NDArray[np.intp], p: float, alpha: float) -> str:

@@ -24,6 +24,8 @@ EVIDENCE = {
     "norm and alignment": "The shift is short, and the class's weights do not point where its own samples lie.",
     "norm and quiet channels": "The shift is short, and it uses channels that hardly move on clean samples.",
     "norm, alignment and quiet channels": "The shift is short, and alignment and channels together are unusual.",
+    "short pattern": "One short pattern, added to any image, goes further towards this class than such patterns go towards the others.",
+    "few pixels": "Changing the same few pixels of any image goes further towards this class than towards the others.",
     "label shift": "Samples move from class y to class y + t more easily than back, over all classes.",
 }
 

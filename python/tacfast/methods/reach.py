@@ -1,4 +1,4 @@
-"""How far a backdoor's route is still open from the input. May import: torch, training, perturbations, routes, heads."""
+"""How far a backdoor's route is still open from the input. May import: torch, training, universal, precision, routes, heads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from tacfast.heads import choose_device, logits_of
-from tacfast.methods.perturbations import Room, fresh, step, watching
 from tacfast.methods.routes import Route
-from tacfast.methods.training import Job, mixed_precision, wide
+from tacfast.methods.training import Job, wide
+from tacfast.precision import mixed_precision
+from tacfast.universal import Room, fresh, step, watching
 
 #: Gradient steps of a perturbation, images of a step, perturbations of a route.
 _STEPS, _BATCH, _TRIALS = 30, 48, 2

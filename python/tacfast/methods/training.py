@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from tacfast.errors import SolveError
 from tacfast.heads import Captured, choose_device
 from tacfast.methods.routes import Route, targets_of
+from tacfast.precision import mixed_precision
 from tacfast.progress import track
 
 _BATCH = 64
@@ -88,16 +89,6 @@ def fit(model: nn.Module, job: Job, loss: Loss, *, lr: float, epochs: int, what:
 
 def steps_per_epoch(job: Job) -> int:
     return len(_split(job.train))
-
-
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 in forward passes where the hardware multiplies it faster than float32; its range needs no scaling of gradients."""
-    if device.type == "cuda":
-        faster = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # No public function tells; where this one is gone, everything stays in float32.
-        faster = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.autocast(device.type, torch.bfloat16, enabled=faster)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

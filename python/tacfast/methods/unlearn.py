@@ -1,5 +1,5 @@
 """Shifted latents and perturbed inputs together, with the old network as teacher. May import: torch, training,
-perturbations, heads."""
+perturbations, universal, heads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot, pad
 
 from tacfast.heads import choose_device, head_of, latent_tap, logits_of
-from tacfast.methods.perturbations import Perturbations, Room, watching
+from tacfast.methods.perturbations import Perturbations
 from tacfast.methods.training import Job, fit, recompute_statistics, shifted_loss, steps_per_epoch
+from tacfast.universal import Room, watching
 
 LR = 0.03
 BETA = 0.3
