@@ -70,6 +70,8 @@ LINEAR: dict[str, tuple[nn.Module, str]] = {
     "convolution then pooling": (ConvHead(relu=False), "conv"),
     "dict of logits": (Wrapped(Named()), "after.fc"),
 }
+# Some logits of the one with a ReLU must be negative.
+torch.manual_seed(0)
 NOT_LINEAR: dict[str, tuple[nn.Module, str]] = {
     "softmax": (Wrapped(nn.Sequential(nn.Linear(8, 5), nn.Softmax(1))), "softmax"),
     "log-softmax": (Wrapped(nn.Sequential(nn.Linear(8, 5), nn.LogSoftmax(1))), "log-softmax"),

@@ -106,6 +106,15 @@ def test_models_of_other_precision_have_patterns_too(dtype: torch.dtype) -> None
     assert found.margins[FEW_PIXELS].argmax() == 3
 
 
+def test_a_model_that_knows_one_class_only_has_no_patterns_to_test() -> None:
+    model = Doored(0.0)
+    with torch.no_grad():
+        model.head.bias[2] = 1e3
+    found = measure(model, pictures(60)[0], np.arange(CLASSES), device=torch.device("cpu"))
+    assert np.isnan(found.margins[SHORT]).tolist() == [k == 2 for k in range(CLASSES)]
+    assert not found.testable
+
+
 def test_a_scan_looks_at_patterns_of_one_pass_over_the_images() -> None:
     x, y = pictures(600)
 

@@ -29,16 +29,16 @@ FEWEST_IMAGES = 50
 #: Length of a short pattern, relative to the mean distance of an image from the mean image.
 _LENGTH = 0.05
 #: Share of the pixels that the other pattern may change, and the length of its steps, relative as above.
-_PIXELS, _SPARSE_LENGTH = 0.02, 1.0
-_STEPS, _BATCH = 12, 32
+_PIXELS, _SPARSE_LENGTH = 0.01, 2.0
+_STEPS, _BATCH = {SHORT: 12, FEW_PIXELS: 16}, 32
 #: Of the steps, those in which the pixels become few.
-_THINNING = 0.6
+_THINNING = 0.7
 _FORWARD = 250
 
 
 def passes(classes: int, images: int) -> int:
     """Passes of one image, forward or backward, that `measure` takes."""
-    return classes * 2 * (3 * _STEPS * _BATCH + images // 2)
+    return classes * sum(3 * steps * _BATCH + images // 2 for steps in _STEPS.values())
 
 
 def measure(
@@ -69,10 +69,10 @@ def measure(
         makers = {SHORT: _short(images, seed, device), FEW_PIXELS: _few_pixels(images, device)}
         margins: dict[str, list[float]] = {kind: [] for kind in makers}
         order = torch.Generator().manual_seed(seed)
-        batches = [making[torch.randint(len(making), (_BATCH,), generator=order)] for _ in range(_STEPS)]
+        batches = [making[torch.randint(len(making), (_BATCH,), generator=order)] for _ in range(max(_STEPS.values()))]
         for k in track(classes.tolist(), "patterns", shown=progress, total=len(classes)):
             for kind, (room, make) in makers.items():
-                pattern = make(run, batches, k)
+                pattern = make(run, batches[: _STEPS[kind]], k)
                 margins[kind].append(_margin(run, measured[before != k], pattern, room, k))
     return Patterns(classes, {kind: np.array(values) for kind, values in margins.items()})
 
@@ -130,10 +130,12 @@ def _all(k: int, batch: Tensor, device: torch.device) -> Tensor:
 @torch.no_grad()
 def _margin(run: _Run, images: Tensor, pattern: Tensor, room: Room, k: int) -> float:
     """NaN without images."""
+    if len(images) == 0:
+        return float("nan")
     found = []
     for part in images.split(_FORWARD):
         logits = run(room.put(part.to(pattern.device), pattern)).float()
         wanted = logits[:, k].clone()
         logits[:, k] = -torch.inf
         found.append(wanted - logits.amax(1))
-    return float(torch.cat(found).mean()) if found else float("nan")
+    return float(torch.cat(found).mean())

@@ -30,7 +30,7 @@ EVIDENCE = {
 }
 
 _LIMITS = (
-    "A scan can miss a backdoor: all-to-all ones that do not shift labels are out of its sight, and several close targets or few poisoned "
+    "A scan can miss a backdoor: all-to-all ones that do not shift labels are out of its sight, and source-specific ones or few poisoned "
     "training images often are."
 )
 
