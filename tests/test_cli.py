@@ -21,7 +21,8 @@ import tacfast
 from schemas import strict
 from tacfast.checkpoints import load_weights, read_weights
 from tacfast.cli import _with_doubt
-from tacfast.sources import Doubt
+from tacfast.preprocessing import of_metadata
+from tacfast.sources import Doubt, load_model
 
 FACTORY = """
 from torch import nn
@@ -132,7 +133,11 @@ def test_repair_writes_weights_that_fit(place: Path, tmp_path: Path) -> None:
     with safe_open(out, "np") as file:
         told = file.metadata()
     assert told["arch"] == "arch.py:make"
-    assert "mean 0.5,0.5,0.5, std 0.25" in told["preprocessing"]
+    noted = of_metadata(told)
+    assert noted is not None
+    assert (noted.mean, noted.std) == ((0.5,) * 3, (0.25,))
+    # Whoever scans it next needs no flags for the images.
+    assert load_model(out, f"{place / 'arch.py'}:make", {"classes": 6}).expected() == noted
     assert json.loads(told["tacfast"])["targets"] == [target]
     result = json.loads((tmp_path / "repair.json").read_text())
     strict("repair").validate(result)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tacfast import CheckpointError
 from tacfast.folders import load_folder
-from tacfast.preprocessing import Preprocessing, of_timm, of_torchvision, of_transformers
+from tacfast.preprocessing import METADATA, Preprocessing, of_metadata, of_timm, of_torchvision, of_transformers
 
 #: (height, width): upright, wide, odd, smaller than the crop.
 SHAPES = [(300, 420), (421, 300), (97, 131), (40, 31)]
@@ -143,3 +143,25 @@ def test_batches_do_not_depend_on_their_size() -> None:
     np.testing.assert_allclose(p.inputs(x), expected.numpy(), atol=1e-6)
     image = Image.fromarray(x[0])
     assert p.sized(image) is image
+
+
+def test_a_note_in_a_file_is_read_or_refused() -> None:
+    made = Preprocessing(resize=(32, 32), crop=(28, 28), mean=(0.4, 0.5, 0.6), std=(0.25,), origin="somewhere")
+    noted = of_metadata({METADATA: json.dumps(made.to_dict())})
+    assert noted is not None
+    assert noted.to_dict() == {**made.to_dict(), "origin": "the file's own note"}
+    assert of_metadata({}) is of_metadata({METADATA: 3}) is None
+    for text in (
+        "",
+        "[]",
+        "{",
+        "[" * 9000,
+        '{"resize": [1, 2, 3]}',
+        '{"mean": "x"}',
+        '{"std": [0]}',
+        '{"resize": 1e9}',
+        '{"odd": 1}',
+        " " * 10_001,
+    ):
+        with pytest.raises(CheckpointError, match="the file's own note"):
+            of_metadata({METADATA: text})

@@ -16,7 +16,7 @@ from typing import Any
 
 from tacfast.errors import CheckpointError
 from tacfast.files import atomic, read_bytes
-from tacfast.formats import parse_pickled, parse_safetensors
+from tacfast.formats import parse_pickled, parse_safetensors, safetensors_metadata
 from tacfast.unwrapping import PREFIXES, unwrap
 
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".th", ".tar")
@@ -31,8 +31,8 @@ class Weights:
     Attributes:
         tensors: dense CPU tensors by name, without the prefixes that wrappers add.
         sha256: of the file; the bytes that were hashed are those that were parsed.
-        hints: plain scalars that lay beside the weights (BackdoorBench's `model_name`, `num_classes`), else empty; claims of the file,
-            unchecked.
+        hints: plain scalars that lay beside the weights (BackdoorBench's `model_name`, `num_classes`; what a repair noted), else
+            empty; claims of the file, unchecked.
         notes: what was chosen or converted on the way, in words, for reports.
     """
 
@@ -60,6 +60,8 @@ def read_weights(path: str | Path) -> Weights:
             warnings.simplefilter("ignore")
             loaded = parse_safetensors(content) if suffix == ".safetensors" else parse_pickled(content)
         tensors, hints, notes = unwrap(loaded)
+        if suffix == ".safetensors":
+            hints = {**hints, **safetensors_metadata(content)}
     except CheckpointError as error:
         raise CheckpointError(f"{path.name} was refused: {error}. {_next_step(suffix, str(error))}") from None
     except Exception:  # the readers raise whatever a hostile file makes them raise, and torch would advise an unsafe load

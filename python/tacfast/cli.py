@@ -264,9 +264,10 @@ def repair_command(
     terminal.show_repair(result)
     if result.model is not None:
         from tacfast.checkpoints import save_safetensors
+        from tacfast.preprocessing import METADATA
 
         made = json.dumps({"version": __version__, "targets": result.targets})
-        told = {"tacfast": made, "arch": str(source.file["arch"]), "preprocessing": str(source.batches.preprocessing)}
+        told = {"tacfast": made, "arch": str(source.file["arch"]), METADATA: json.dumps(source.batches.preprocessing.to_dict())}
         save_safetensors(result.model, output, told)
         terminal.note(f"wrote {output}")
     if html_file is not None:

@@ -47,6 +47,12 @@ def parse_safetensors(content: bytes) -> Any:
     return safetensors.torch.load(content)
 
 
+def safetensors_metadata(content: bytes) -> dict[str, str]:
+    """What `tacfast` wrote beside the tensors of a file that `parse_safetensors` took: claims of the file, unchecked."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return {k: v for k, v in header.get("__metadata__", {}).items() if k.startswith("tacfast.")}
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):

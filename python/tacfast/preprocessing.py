@@ -5,6 +5,7 @@ Every library writes this down in its own way; here is one way that is printed, 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -99,6 +100,32 @@ class Preprocessing:
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         scaled = (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+#: Where a repaired file says in its metadata what its images looked like.
+METADATA = "tacfast.preprocessing"
+_LONGEST_NOTE = 10_000
+
+
+def of_metadata(hints: Mapping[str, Any]) -> Preprocessing | None:
+    """What `tacfast repair` wrote beside the weights; None where nothing is written.
+
+    Raises:
+        CheckpointError: it is no preprocessing.
+    """
+    text = hints.get(METADATA)
+    if not isinstance(text, str):
+        return None
+    origin = "the file's own note"
+    try:
+        if len(text) > _LONGEST_NOTE:
+            raise ValueError
+        told: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        if any(isinstance(told.get(k), tuple) and len(told[k]) != 2 for k in ("resize", "crop")):
+            raise ValueError
+        return Preprocessing(**{**told, "origin": origin})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{origin} on preprocessing is damaged; give --size, --mean and --std") from None
 
 
 def of_torchvision(name: str) -> Preprocessing | None:

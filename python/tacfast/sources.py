@@ -146,7 +146,7 @@ def _expected(arch: str, model: Any, hints: Mapping[str, Any]) -> Preprocessing 
     """What the images of this architecture look like: as the file says, else as the library's own weights expect."""
     source, _, name = arch.partition(":")
     settings = getattr(model, "pretrained_cfg", None)
-    told = backdoorbench.preprocessing_of(hints)
+    told = preprocessing.of_metadata(hints) or backdoorbench.preprocessing_of(hints)
     if told is not None:
         return told
     if source == "torchvision":
