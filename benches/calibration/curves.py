@@ -6,7 +6,8 @@
     curves.py shift   DIR --out FIGURES --data gtsrb=gtsrb.npz ...     images unlike those of the training
 
 DIR is a folder of train.py. Outcomes are kept in DIR/curves.jsonl, and the heads of shifted images in DIR/shifted, so that a run that was
-stopped goes on. Only networks that are clean, or whose backdoor works, are counted; variants.py says how.
+stopped goes on. Only networks that are clean, or whose backdoor works, are counted; variants.py says how. But for `rates`, scans are by
+latents alone: patterns of the input take the same few images whatever the samples are.
 """
 
 from __future__ import annotations

@@ -90,7 +90,9 @@ def judge(
         return Judgement("inconclusive", why)
     asked = _ask(solutions, tested, traits, pairs, patterns, alpha)
     p, evidence = asked.p_value, asked.evidence
-    if asked.suspects:
+    shifted = asked.shift is not None and asked.by_shift <= alpha
+    # Under an all-to-all backdoor some class may be easy too; the stronger evidence says what it is.
+    if asked.suspects and not (shifted and asked.by_shift <= min(s.p_value for s in asked.suspects)):
         suspects, reason = asked.suspects, asked.reason
         source = None if pairs is None or len(suspects) > 1 else odd_source(pairs, suspects[0].target)
         if source is not None and source.p_value <= _ODD:
@@ -98,7 +100,7 @@ def judge(
             return Judgement("backdoored", f"{reason}; above all from class {pair[0]}", p, suspects, "source-specific", (pair,), evidence)
         kind: Kind = "all-to-one" if len(suspects) == 1 else "multi-target"
         return Judgement("backdoored", reason, p, suspects, kind, (), evidence)
-    if asked.shift is not None and asked.by_shift <= alpha:
+    if shifted and asked.shift is not None:
         y, step = np.arange(len(solutions.norms)), asked.shift
         moves = tuple(zip(y.tolist(), ((y + step.shift) % len(y)).tolist(), strict=True))
         reason = (
