@@ -20,6 +20,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns of the input, which have tests of their own, take most of a minute for a torchvision model on one thread."""
+    monkeypatch.setattr(sys.modules["tacfast.scan"], "PATTERN_SECONDS", 0)
+
+
 def run(example: str, *arguments: object) -> int:
     """In this process, where torch is there already."""
     before, sys.argv = sys.argv, [example, *map(str, arguments)]
