@@ -40,9 +40,12 @@ def test_several_open_classes_do_not_hide_one_another(rng: np.random.Generator) 
 
 
 def test_what_cannot_be_tested_is_not() -> None:
-    assert not margins(np.zeros(3)).testable
-    assert not margins(np.array([1.0, np.nan, 2, 3, 4])).testable
-    assert margins(np.arange(4.0)).testable
+    assert margins(np.zeros(3)).testable() is None
+    assert margins(np.array([1.0, np.nan, 2, 3])).testable() is None
+    # A class that has no images of others does not hide the rest.
+    known = margins(np.array([1.0, np.nan, 2, 3, 30])).testable()
+    assert known is not None and known.classes.tolist() == [0, 2, 3, 4]
+    assert most_open(known, 0.05).classes == (4,)
 
 
 def test_of_many_classes_those_with_small_norms_are_among_the_chosen(rng: np.random.Generator) -> None:
@@ -106,13 +109,14 @@ def test_models_of_other_precision_have_patterns_too(dtype: torch.dtype) -> None
     assert found.margins[FEW_PIXELS].argmax() == 3
 
 
-def test_a_model_that_knows_one_class_only_has_no_patterns_to_test() -> None:
+def test_a_class_that_every_image_goes_to_has_no_pattern_to_test() -> None:
     model = Doored(0.0)
     with torch.no_grad():
         model.head.bias[2] = 1e3
     found = measure(model, pictures(60)[0], np.arange(CLASSES), device=torch.device("cpu"))
     assert np.isnan(found.margins[SHORT]).tolist() == [k == 2 for k in range(CLASSES)]
-    assert not found.testable
+    known = found.testable()
+    assert known is not None and known.classes.tolist() == [k for k in range(CLASSES) if k != 2]
 
 
 def test_a_scan_looks_at_patterns_of_one_pass_over_the_images() -> None:

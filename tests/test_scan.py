@@ -95,5 +95,10 @@ def test_no_class_is_accused_that_the_model_has_not_learnt(rng: np.random.Genera
     assert (held.verdict, held.suspects, "only 40%" in held.reason) == ("inconclusive", (), True)
     # Labels that contradict the model everywhere, as those of another order, say nothing about one class.
     assert with_labels(found, predictions, (predictions + 1) % 5) is found
+    # Other suspects stay.
+    two = Judgement("backdoored", "", 0.01, (Suspect(2, 0.01, 1.0), Suspect(1, 0.02, 1.2)), "multi-target")
+    left = with_labels(two, predictions, labels)
+    assert ([s.target for s in left.suspects], left.verdict, left.kind) == ([1], "backdoored", "all-to-one")
+    assert "class 2 is not accused" in left.reason
     clean = Judgement("clean", "", 0.5)
     assert with_labels(clean, predictions, labels) is clean

@@ -35,13 +35,16 @@ class Patterns:
 
     #: int64 (m,): the classes that were looked at, increasing.
     classes: NDArray[np.int64]
-    #: By kind of pattern, float64 (m,): mean margin, in logits, of the class over the best other one on images that are not its own.
+    #: By kind of pattern, float64 (m,): mean margin, in logits, of the class over the best other one on images that are not its own; NaN
+    #: where there were no such images.
     margins: Mapping[str, Floats]
 
-    @property
-    def testable(self) -> bool:
-        """Enough classes, and all margins known."""
-        return len(self.classes) >= FEWEST_CLASSES and all(bool(np.isfinite(m).all()) for m in self.margins.values())
+    def testable(self) -> Patterns | None:
+        """The classes with all margins known; None if they are too few."""
+        known = np.all([np.isfinite(m) for m in self.margins.values()], axis=0)
+        if known.sum() < FEWEST_CLASSES:
+            return None
+        return Patterns(self.classes[known], {kind: m[known] for kind, m in self.margins.items()})
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def chosen(norms: Floats, seed: int = 0) -> NDArray[np.int64]:
 
 
 def most_open(patterns: Patterns, alpha: float) -> Openness:
-    """The test at level `alpha` of patterns that are testable."""
+    """The test at level `alpha`; all margins are known."""
     null = _null(len(patterns.classes), len(patterns.margins))
     found: dict[str, tuple[Look, NDArray[np.intp], int]] = {}
     for kind, margins in patterns.margins.items():

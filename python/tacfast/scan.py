@@ -85,8 +85,7 @@ def scan_head(
         known = patterns
     _check(known, len(w))
     with timed(timing, "statistics"):
-        testable = known if known is not None and known.testable else None
-        found = judge(solutions, len(z), also, pairs, testable, alpha)
+        found = judge(solutions, len(z), also, pairs, None if known is None else known.testable(), alpha)
     first = next((e for e in found.evidence if e.target is not None), None)
     stable, moved = None, None
     if first is not None and first.target is not None:

@@ -80,7 +80,8 @@ class Judgement:
 def judge(
     solutions: TacSolutions, samples: int, traits: Traits, pairs: NDArray[np.float64] | None, patterns: Patterns | None, alpha: float
 ) -> Judgement:
-    """The verdict at level `alpha` on the solutions for all classes; `pairs` (C, C) are norms by source and target, `patterns` testable.
+    """The verdict at level `alpha` on the solutions for all classes; `pairs` (C, C) are norms by source and target, no margin of `patterns`
+    is unknown.
 
     The first of the evidence is what named the first suspect.
     """
@@ -176,14 +177,18 @@ def with_labels(found: Judgement, predictions: NDArray[np.int64], labels: NDArra
     """
     if not found.suspects or labels is None or np.mean(predictions == labels) < _LEARNT:
         return found
-    first = found.suspects[0].target
-    own = predictions[labels == first] == first
-    if len(own) < FEWEST_PER_CLASS or own.mean() >= _LEARNT:
+    right = {s.target: predictions[labels == s.target] == s.target for s in found.suspects}
+    unlearnt = [k for k, own in right.items() if len(own) >= FEWEST_PER_CLASS and own.mean() < _LEARNT]
+    left = tuple(s for s in found.suspects if s.target not in unlearnt)
+    if not unlearnt:
         return found
-    return _held_back(
-        found,
-        f"the model is right on only {own.mean():.0%} of its own samples: a class that was hardly learnt looks like that too",
-    )
+    if not left:
+        share = right[unlearnt[0]].mean()
+        return _held_back(
+            found, f"the model is right on only {share:.0%} of its own samples: a class that was hardly learnt looks like that too"
+        )
+    reason = f"{found.reason}; class {', '.join(map(str, unlearnt))} is not accused: the model gets most of its own samples wrong"
+    return replace(found, suspects=left, reason=reason, kind="all-to-one" if len(left) == 1 else "multi-target")
 
 
 def _held_back(found: Judgement, but: str) -> Judgement:
