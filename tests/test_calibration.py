@@ -10,6 +10,7 @@ from typing import Any
 
 import corrupt
 import curves
+import measured
 import networks
 import numpy as np
 import plan
@@ -23,15 +24,17 @@ import tables
 import torch
 import typer
 import variants
-from data import read
+from data import Data, read
 from measure import head_arrays
 from recipe import ARCHITECTURES, make_net
 from results import append_line
+from scans import head_file
 from typer.testing import CliRunner
 
 import tacfast
 from tacfast.checkpoints import save_safetensors
 from tacfast.heads import capture
+from tacfast.openness import Patterns
 
 CLASSES = 8
 
@@ -218,13 +221,27 @@ class TestFigures:
         assert low == pytest.approx(tables.interval(2, 2)[0])
 
 
+def write_digits(folder: Path) -> tuple[networks.Line, Data]:
+    """An untrained network for digits, saved as train.py does; its line and the data."""
+    write_network(folder, 0, dataset="digits", arch="resnet")
+    line = networks.read_networks([folder])[0]
+    line |= {"classes": 10}
+    data, model = read("digits", "digits"), make_net("resnet", 10, 1, 0).eval()
+    (folder / "models").mkdir()
+    save_safetensors(model, measured.model_file(line), {})
+    (x, y), _ = data.split(0)
+    captured = capture(model, [(x, y)], device="cpu")
+    np.savez_compressed(head_file(line), **head_arrays(model, captured, [], (x, y)))  # type: ignore[arg-type]
+    return line, data
+
+
 class TestCurves:
     def run(self, *arguments: object) -> Any:
         return CliRunner().invoke(curves.app, [str(a) for a in arguments])
 
     def test_samples(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("matplotlib")
-        arguments = ("samples", folder, "--seeds", "all", "--draws", 2, "--out", tmp_path / "figures")
+        arguments = ("samples", folder, "--data", "toy=digits", "--no-patterns", "--seeds", "all", "--out", tmp_path / "figures")
         first = self.run(*arguments)
         assert first.exit_code == 0
         # 10 samples are not judged; the network has 240.
@@ -251,12 +268,36 @@ class TestCurves:
         found = variants.counted(lines, made, ["0", "1", "2", "3", "4"], lambda _, o: o.flagged)  # type: ignore[arg-type]
         assert found == (0.25, 2)
 
+    def test_patterns_are_made_of_the_samples_at_hand(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[int] = []
+
+        def fake(model: Any, images: torch.Tensor, classes: Any, **_: Any) -> Patterns:
+            seen.append(len(images))
+            return Patterns(classes, {"short pattern": np.arange(len(classes)) + float(images[0].sum())})
+
+        monkeypatch.setattr(measured, "measure", fake)
+        monkeypatch.setattr(curves, "IMAGES", 100)
+        line, data = write_digits(tmp_path)
+        store = measured.Measured(tmp_path)
+        everything = store.of(line, lambda: measured.clean_images(line, data))
+        tasks = curves.subset_tasks(line, 1, data, store)
+        assert [task.variant for task in tasks] == [f"samples={size} draw=0" for size in (10, 50, 100)]
+        # Ten images make no patterns; a hundred are as many as a scan takes in any case.
+        assert seen == [398, 50]
+        assert tasks[0].patterns is None
+        assert tasks[2].patterns is everything is not tasks[1].patterns
+        again = measured.Measured(tmp_path)
+        monkeypatch.setattr(measured, "measure", forbidden)
+        assert [task.identity for task in curves.subset_tasks(line, 1, data, again)] == [task.identity for task in tasks]
+        monkeypatch.setattr(measured, "maker_id", lambda: "another")
+        assert measured.Measured(tmp_path).kept(line["key"], "samples=50 draw=0") is None
+
     def test_subset_and_shuffle(self) -> None:
         head = scans.Head(np.eye(2), None, np.arange(50)[:, None].astype(float), np.arange(50))
-        part = curves.subset(head, 20, (1, 2))
+        part = curves.take(head, curves.subset(50, 20, (1, 2)))
         assert len(np.unique(part.latents)) == 20
         assert np.array_equal(part.latents[:, 0], part.labels)
-        assert np.array_equal(part.labels, curves.subset(head, 20, (1, 2)).labels)
+        assert np.array_equal(part.labels, curves.subset(50, 20, (1, 2)))
         mixed = curves.shuffle(head, 0.3, 0)
         assert np.array_equal(np.sort(mixed.labels), head.labels)
         assert 0 < (mixed.labels != head.labels).sum() <= 15
@@ -266,20 +307,15 @@ class TestCurves:
         pytest.importorskip("matplotlib")
         monkeypatch.setattr(corrupt, "LEVELS", {"noise": (0.1,), "grey": (1.0,)})
         monkeypatch.setattr(curves, "LEVELS", corrupt.LEVELS)
-        write_network(tmp_path, 0, dataset="digits", arch="resnet")
-        line = networks.read_networks([tmp_path])[0]
-        data, model = read("digits", "digits"), make_net("resnet", 10, 1, 0).eval()
-        (tmp_path / "models").mkdir()
-        save_safetensors(model, tmp_path / "models" / f"{line['key']}.safetensors", {})
-        (x, y), _ = data.split(0)
-        captured = capture(model, [(x, y)], device="cpu")
-        np.savez_compressed(scans.head_file(line), **head_arrays(model, captured, [], (x, y)))  # type: ignore[arg-type]
-        result = self.run("shift", tmp_path, "--seeds", "all", "--data", "digits=digits", "--out", tmp_path / "figures")
+        line, _ = write_digits(tmp_path)
+        result = self.run("shift", tmp_path, "--seeds", "all", "--data", "digits=digits", "--no-patterns", "--out", tmp_path / "figures")
         assert result.exit_code == 0, result.output
         assert row(result.output, "grey=1")[1:] == row(result.output, "none")[1:]  # digits are grey already
-        shifted = scans.read_head(tmp_path / "shifted" / f"{line['key']}--noise-0.1.npz").latents
-        assert shifted.shape == captured.latents.shape
-        assert not np.array_equal(shifted, captured.latents.astype(np.float16))
+        shifted, latents = (
+            scans.read_head(f).latents for f in (corrupt.shifted_file(tmp_path / "shifted", line, "noise", 0.1), head_file(line))
+        )
+        assert shifted.shape == latents.shape
+        assert not np.array_equal(shifted, latents)
 
 
 class TestCorruptions:

@@ -1,13 +1,13 @@
 """Detection and false positives against what the defender and the attacker can change: tables in markdown, and figures.
 
-    curves.py samples DIR --out FIGURES [--draws 5]                    number of clean samples
+    curves.py samples DIR --out FIGURES --data gtsrb=gtsrb.npz ...     number of clean samples
     curves.py rates   DIR --out FIGURES                                poisoning rate
     curves.py labels  DIR                                              wrong labels
     curves.py shift   DIR --out FIGURES --data gtsrb=gtsrb.npz ...     images unlike those of the training
 
-DIR is a folder of train.py. Outcomes are kept in DIR/curves.jsonl, and the heads of shifted images in DIR/shifted, so that a run that was
-stopped goes on. Only networks that are clean, or whose backdoor works, are counted; variants.py says how. But for `rates`, scans are by
-latents alone: patterns of the input take the same few images whatever the samples are.
+DIR is a folder of train.py and patterns.py. Outcomes are kept in DIR/curves.jsonl, patterns of fewer or shifted images in
+DIR/patterns.jsonl, and the heads of shifted images in DIR/shifted, so that a run that was stopped goes on. Only networks that are clean, or
+whose backdoor works, are counted; variants.py says how.
 """
 
 from __future__ import annotations
@@ -17,20 +17,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
 import typer
-from corrupt import LEVELS, capture_shifted, shifted_file
+from corrupt import LEVELS, capture_shifted, corrupted, shifted_file
+from data import Data
 from figures import Format, Kind, Out, legend, panels, save
+from measured import Measured, clean_images
 from networks import GROUPS, Line, Seeds, count_by_group, datasets, is_clean, nameable, read_networks, works
+from numpy.typing import NDArray
 from plan import TURNS
 from report import SeedsOption, named, reported
 from rules import Rule, all_rules
 from scans import Alpha, Folders, Head, Task, Threads, head_file, rule_id, scan_networks
 from tables import markdown, share
+from torch import Tensor
 from train import DataOption, read_all
 from variants import (
     Outcomes,
@@ -47,6 +52,7 @@ from variants import (
     scan_variants,
 )
 
+from tacfast.patterns import IMAGES
 from tacfast.progress import track
 
 if TYPE_CHECKING:
@@ -59,39 +65,65 @@ RATED = {attack for attack, count in Counter(attack for attack, _ in TURNS).item
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Each = Annotated[int, typer.Option(help="At most so many networks of each data set and kind, in the order of the plan.")]
+WithPatterns = Annotated[bool, typer.Option(help="Look at patterns of the input too: the whole rule, but slow.")]
 
 
-def subset(head: Head, size: int, seed: Sequence[int]) -> Head:
-    """Some of the samples, at random and without repetition."""
-    rows = np.sort(np.random.default_rng(seed).permutation(len(head.latents))[:size])
+def stores_of(lines: Sequence[Line], wanted: bool = True) -> dict[Path, Measured]:
+    """Patterns by folder; none if they are not wanted."""
+    return {folder: Measured(folder) for folder in dict.fromkeys(line["folder"] for line in lines)} if wanted else {}
+
+
+def subset(samples: int, size: int, seed: Sequence[int]) -> NDArray[np.intp]:
+    """Positions of some of the samples, at random and without repetition, increasing."""
+    return np.sort(np.random.default_rng(seed).permutation(samples)[:size])
+
+
+def take(head: Head, rows: NDArray[np.intp]) -> Head:
     return replace(head, latents=head.latents[rows], labels=head.labels[rows])
 
 
-def subset_tasks(line: Line, draws: int) -> list[Task]:
-    """Draws of every size that the network's samples can give; of all of them there is but one."""
+def take_images(line: Line, data: Data, rows: NDArray[np.intp]) -> Tensor:
+    return clean_images(line, data)[rows]
+
+
+def subset_tasks(line: Line, draws: int, data: Data, patterns: Measured | None) -> list[Task]:
+    """Draws of every size that the network's samples can give; of all of them there is but one.
+
+    Patterns are made anew where the samples are fewer than they take anyway.
+    """
     samples, name = line["scan"]["samples"], zlib.crc32(line["key"].encode())
-    return [
-        Task(line["key"], head_file(line), f"samples={size} draw={number}", partial(subset, size=size, seed=(name, size, number)))
-        for size in SIZES
-        if size <= samples
-        for number in range(draws if size < samples else 1)
-    ]
+    wanted = [(size, number) for size in SIZES if size <= samples for number in range(draws if size < samples else 1)]
+    tasks = []
+    for size, number in wanted:
+        variant, rows = f"samples={size} draw={number}", subset(samples, size, (name, size, number))
+        found = None
+        if patterns is not None:
+            fewer = size < IMAGES
+            found = patterns.of(line, partial(take_images, line, data, rows), variant) if fewer else patterns.kept(line["key"])
+        tasks.append(Task(line["key"], head_file(line), variant, partial(take, rows=rows), found))
+    return tasks
 
 
 @app.command()
 def samples(
     folders: Folders,
+    data: DataOption,
     out: Out,
     seeds: SeedsOption = Seeds.held_out,
     alpha: Alpha = 0.05,
     threads: Threads = 1,
-    draws: Annotated[int, typer.Option(help="Random subsets of a size.")] = 5,
+    draws: Annotated[int, typer.Option(help="Random subsets of a size.")] = 2,
     each: Each = 1000,
+    patterns: WithPatterns = True,
     kind: Format = Kind.svg,
 ) -> None:
     """Detection and false positives against the number of clean samples."""
-    lines = chosen(folders, seeds, each)
-    outcomes = scan_variants(by_folder(lines, lambda line: subset_tasks(line, draws)), alpha, threads)
+    torch.set_num_threads(threads)
+    data_sets = read_all(data)
+    lines = [line for line in chosen(folders, seeds, each) if line["dataset"] in data_sets]
+    stores = stores_of(lines, patterns)
+    tasks = by_folder(lines, lambda line: subset_tasks(line, draws, data_sets[line["dataset"]], stores.get(line["folder"])))
+    outcomes = scan_variants(tasks, alpha, threads)
     sets, rows = datasets(lines), []
     figure, axes = panels(len(sets), sharey=True)
     for panel, dataset in zip(axes, sets, strict=False):
@@ -169,16 +201,18 @@ def shuffle(head: Head, wrong: float, seed: int) -> Head:
     return replace(head, labels=labels)
 
 
-def label_tasks(line: Line) -> list[Task]:
+def label_tasks(line: Line, patterns: Measured) -> list[Task]:
     change = [partial(shuffle, wrong=wrong, seed=zlib.crc32(line["key"].encode())) for wrong in WRONG]
-    return [Task(line["key"], head_file(line), f"labels={wrong:g}", do) for wrong, do in zip(WRONG, change, strict=True)]
+    found = patterns.kept(line["key"])
+    return [Task(line["key"], head_file(line), f"labels={wrong:g}", do, found) for wrong, do in zip(WRONG, change, strict=True)]
 
 
 @app.command()
 def labels(folders: Folders, seeds: SeedsOption = Seeds.held_out, alpha: Alpha = 0.05, threads: Threads = 1, each: Each = 1000) -> None:
     """What changes when labels of the defender are wrong."""
     lines = chosen(folders, seeds, each)
-    outcomes = scan_variants(by_folder(lines, label_tasks), alpha, threads)
+    stores = stores_of(lines)
+    outcomes = scan_variants(by_folder(lines, lambda line: label_tasks(line, stores[line["folder"]])), alpha, threads)
     rows = []
     for wrong in WRONG:
         now, then = ([outcomes[line["key"], f"labels={share:g}"] for line in lines] for share in (wrong, 0.0))
@@ -202,6 +236,7 @@ def shift(
     alpha: Alpha = 0.05,
     threads: Threads = 1,
     each: Each = 3,
+    patterns: WithPatterns = True,
     kind: Format = Kind.svg,
 ) -> None:
     """Detection and false positives where the defender's images are unlike those of the training."""
@@ -214,7 +249,9 @@ def shift(
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
             capture_shifted(line, sets[line["dataset"]], how, level, file)
-    outcomes = scan_variants(by_folder(lines, shift_tasks), alpha, threads)
+    stores = stores_of(lines, patterns)
+    tasks = by_folder(lines, lambda line: shift_tasks(line, sets[line["dataset"]], stores.get(line["folder"])))
+    outcomes = scan_variants(tasks, alpha, threads)
     print(f"{count_by_group(lines)}; {seeds.value} seeds; tacfast {rule_id()}\n")
     for dataset in datasets(lines):
         mine = [line for line in lines if line["dataset"] == dataset]
@@ -228,12 +265,18 @@ def shift(
         save(figure, out, f"shift-{dataset}", kind)
 
 
-def shift_tasks(line: Line) -> list[Task]:
+def shift_tasks(line: Line, data: Data, patterns: Measured | None) -> list[Task]:
     """The stored head, and those of the shifted images."""
-    folder = line["folder"] / "shifted"
-    shifted = [(how, level) for how, levels in LEVELS.items() for level in levels]
-    tasks = [Task(line["key"], shifted_file(folder, line, how, level), f"{how}={level:g}") for how, level in shifted]
-    return [Task(line["key"], head_file(line)), *tasks]
+    tasks = [Task(line["key"], head_file(line), patterns=patterns and patterns.kept(line["key"]))]
+    for how, level in [(how, level) for how, levels in LEVELS.items() for level in levels]:
+        file, variant = shifted_file(line["folder"] / "shifted", line, how, level), f"{how}={level:g}"
+        found = None if patterns is None else patterns.of(line, partial(shift_images, line, data, how, level), variant)
+        tasks.append(Task(line["key"], file, variant, patterns=found))
+    return tasks
+
+
+def shift_images(line: Line, data: Data, how: str, level: float) -> Tensor:
+    return corrupted(clean_images(line, data), how, level, line["seed"])
 
 
 def variants_of(how: str) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from measured import measured
+from measured import Measured
 from networks import Line, Pair, read_networks
 from numpy.typing import NDArray
 from results import append_line, read_lines
@@ -223,8 +223,8 @@ def scan_networks(lines: Sequence[Line], alpha: float, threads: int = 1, *, show
         mine = [line for line in lines if line["folder"] == folder]
         scans = Scans(folder / "scans.jsonl", alpha, threads)
         present = [line for line in mine if head_file(line).exists()]
-        patterns = measured(folder)
-        made = scans.of([Task(line["key"], head_file(line), patterns=patterns.get(line["key"])) for line in present], shown=shown)
+        patterns = Measured(folder)
+        made = scans.of([Task(line["key"], head_file(line), patterns=patterns.kept(line["key"])) for line in present], shown=shown)
         absent = [scans.kept(line["key"]) for line in mine if not head_file(line).exists()]
         found |= {o.network: o for o in (*made, *absent) if o is not None}
     return found

@@ -17,6 +17,8 @@ from networks import GROUPS, Line, Seeds, group_of, pairs, read_networks, target
 from scans import Outcome, Scans, Task, head_file
 from tables import interval, share
 
+from tacfast.progress import track
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -45,8 +47,10 @@ def scan_variants(tasks: Mapping[Path, Sequence[Task]], alpha: float, threads: i
 
 
 def by_folder(lines: Sequence[Line], of: Callable[[Line], list[Task]]) -> dict[Path, list[Task]]:
-    folders = dict.fromkeys(line["folder"] for line in lines)
-    return {folder: [task for line in lines if line["folder"] == folder for task in of(line)] for folder in folders}
+    found: dict[Path, list[Task]] = {}
+    for line in track(lines, "preparing", shown=True, total=len(lines)):
+        found.setdefault(line["folder"], []).extend(of(line))
+    return found
 
 
 def counted(lines: Sequence[Line], outcomes: Outcomes, variants: Sequence[str], yes: Callable[[Line, Outcome], bool]) -> Share:
