@@ -18,6 +18,7 @@ DEFENDER = 2500
 SCHEDULES = {
     "cifar10": Schedule(epochs=14, flip=True, crop=4),
     "gtsrb": Schedule(epochs=10, flip=False, crop=2),
+    "tinyimagenet": Schedule(epochs=8, flip=True, crop=4, batch=64),
     "digits": Schedule(epochs=20, flip=False, crop=1, batch=64),
 }
 #: For data sets without a line above.

@@ -7,6 +7,7 @@ MobileNet: Howard et al. 2017, arXiv:1704.04861. ViT: Dosovitskiy et al. 2021, a
 from __future__ import annotations
 
 import torch
+from published import transferred
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -115,4 +116,12 @@ def vit(classes: int, *, channels: int = 3, width: int = 32) -> nn.Module:
     return ViT(classes, channels, 4 * width, depth=3, heads=4)
 
 
-NETS = {"resnet": resnet, "resnet-wide": resnet, "resnet-short": resnet, "vgg": vgg, "mobilenet": mobilenet, "vit": vit}
+NETS = {
+    "resnet": resnet,
+    "resnet-wide": resnet,
+    "resnet-short": resnet,
+    "vgg": vgg,
+    "mobilenet": mobilenet,
+    "vit": vit,
+    "lite0": transferred,
+}

