@@ -15,6 +15,7 @@ import networks
 import numpy as np
 import plan
 import plots
+import published
 import pytest
 import report
 import rules
@@ -342,6 +343,20 @@ def test_lines_are_json_of_one_line(folder: Path) -> None:
     scans.scan_networks(networks.read_networks([folder]), 0.05, shown=False)
     for text in (folder / "scans.jsonl").read_text().splitlines():
         assert {"network", "head", "rule", "alpha", "verdict", "p"} <= set(json.loads(text))
+
+
+def test_a_published_network_starts_anew_with_other_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stem, last = torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Conv2d(4, 1280, 1)
+    rest = {name: torch.nn.Identity() for name in ("_bn0", "_swish", "_bn1")}
+    whole = SimpleNamespace(_conv_stem=stem, _blocks=[torch.nn.ReLU()], _conv_head=last, **rest)
+    monkeypatch.setattr(published, "lite0", lambda: whole)
+    images = torch.rand(2, 3, 20, 20)
+    one, other, same = (make_net("lite0", CLASSES, 3, seed)(images) for seed in (0, 1, 0))
+    assert one.shape == (2, CLASSES)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    with pytest.raises(ValueError, match="colour images"):
+        make_net("lite0", CLASSES, 1, 0)
 
 
 def test_a_key_names_its_job():
