@@ -99,7 +99,8 @@ def subset_tasks(line: Line, draws: int, data: Data, patterns: Measured | None) 
         found = None
         if patterns is not None:
             fewer = size < IMAGES
-            found = patterns.of(line, partial(take_images, line, data, rows), variant) if fewer else patterns.kept(line["key"])
+            images = partial(take_images, line, data, rows) if fewer else partial(clean_images, line, data)
+            found = patterns.of(line, images, variant if fewer else "")
         tasks.append(Task(line["key"], head_file(line), variant, partial(take, rows=rows), found))
     return tasks
 
@@ -267,7 +268,8 @@ def shift(
 
 def shift_tasks(line: Line, data: Data, patterns: Measured | None) -> list[Task]:
     """The stored head, and those of the shifted images."""
-    tasks = [Task(line["key"], head_file(line), patterns=patterns and patterns.kept(line["key"]))]
+    usual = None if patterns is None else patterns.of(line, partial(clean_images, line, data))
+    tasks = [Task(line["key"], head_file(line), patterns=usual)]
     for how, level in [(how, level) for how, levels in LEVELS.items() for level in levels]:
         file, variant = shifted_file(line["folder"] / "shifted", line, how, level), f"{how}={level:g}"
         found = None if patterns is None else patterns.of(line, partial(shift_images, line, data, how, level), variant)

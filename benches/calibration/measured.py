@@ -46,13 +46,8 @@ class Measured:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "patterns.jsonl"
-        self._kept = {
-            (line["key"], line.get("variant", "")): Patterns(
-                np.array(line["classes"]), {k: np.array(v) for k, v in line["margins"].items()}
-            )
-            for line in read_lines(self.file)
-            if line["maker"] == maker_id()
-        }
+        mine = [line for line in read_lines(self.file) if line["maker"] == maker_id()]
+        self._kept = {(line["key"], line.get("variant", "")): _patterns(line["classes"], line["margins"]) for line in mine}
 
     def kept(self, key: str, variant: str = "") -> Patterns | None:
         """`variant` says all of how the images were changed, "" that they were not."""
