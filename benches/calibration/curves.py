@@ -62,6 +62,7 @@ SIZES = (10, 50, 100, 250, 500, 1000, 2500)
 WRONG = (0.0, 0.1, 0.3, 1.0)
 #: Attacks that the plan poses at more than one poisoning rate.
 RATED = {attack for attack, count in Counter(attack for attack, _ in TURNS).items() if count > 1}
+RATES = sorted({rate for attack, rate in TURNS if attack in RATED})
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Each = Annotated[int, typer.Option(help="At most so many networks of each data set and kind, in the order of the plan.")]
@@ -172,6 +173,8 @@ def rates(
         rows += [[dataset, f"{rate:.1%}", *rate_row([line for line in mine if line["rate"] == rate], rules)] for rate in found]
         clean = [line for line in lines if line["dataset"] == dataset and is_clean(line)]
         panel.set(title=f"{dataset}: {len(clean)} clean, {sum(map(works, mine))} poisoned", xscale="log", xlabel="poisoning rate")
+        panel.set_xticks(RATES, [f"{rate:.1%}" for rate in RATES])
+        panel.minorticks_off()
         draw_rates(panel, [line for line in mine if works(line)], clean, rules)
     axes[0].set_ylabel("share flagged (dashed: of the clean)")
     heads = [head for rule in rules for head in (f"{rule.name}: flagged", "target named")]

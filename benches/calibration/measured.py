@@ -5,7 +5,7 @@ A line holds for one network, one way of changing its images and one state of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -67,6 +67,12 @@ class Measured:
             append_line(self.file, {**name, "maker": maker_id(), "classes": found.classes.tolist(), "margins": margins})
             self._kept[place] = _patterns(found.classes, margins)
         return self._kept[place]
+
+
+def without_patterns(lines: Sequence[Line]) -> list[str]:
+    """Keys of the networks that patterns.py has not measured."""
+    stores = {folder: Measured(folder) for folder in {line["folder"] for line in lines}}
+    return [line["key"] for line in lines if stores[line["folder"]].kept(line["key"]) is None]
 
 
 def _patterns(classes: ArrayLike, margins: Mapping[str, ArrayLike]) -> Patterns:

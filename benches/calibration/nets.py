@@ -120,6 +120,7 @@ NETS = {
     "resnet": resnet,
     "resnet-wide": resnet,
     "resnet-short": resnet,
+    "resnet-long": resnet,
     "vgg": vgg,
     "mobilenet": mobilenet,
     "vit": vit,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+from measured import without_patterns
 from networks import STRONG, Line, Seeds, is_clean, nameable, pairs, read_networks, targets, works
 from rules import Finding, Rule, all_rules
 from scans import Alpha, Folders, Outcome, Threads, rule_id, scan_networks
@@ -121,7 +122,9 @@ def reported(every: Sequence[Line], outcomes: Mapping[str, Outcome], seeds: Seed
     lines = [line for line in wanted if line["key"] in outcomes]
     apart = f"; {len(wanted) - len(lines)} more have no scan" if len(lines) < len(wanted) else ""
     recipe = lines[0]["recipe"] if lines else "-"
-    return lines, f"{len(lines)} networks of recipe {recipe}, {seeds.value} seeds{apart}; tacfast {rule_id()}"
+    blind = without_patterns(lines)
+    alone = f", {len(blind)} of them scanned by latents alone" if blind else ""
+    return lines, f"{len(lines)} networks of recipe {recipe}, {seeds.value} seeds{alone}{apart}; tacfast {rule_id()}"
 
 
 def main(folders: Folders, seeds: SeedsOption = Seeds.held_out, alpha: Alpha = 0.05, threads: Threads = 1) -> None:
