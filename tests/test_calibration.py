@@ -162,7 +162,8 @@ class TestReport:
         assert row(out, "all", "## False positives")[2] == "0/4 = 0% (0% to 60%)"
         detection = row(out, "all", "## Detection")
         assert detection[1:4] == ["2 of 3", "2/2 = 100% (16% to 100%)", "2/2"]
-        assert "3 networks of recipe 1, even seeds" in call(report.main, folder, "--seeds", "even").output
+        said = call(report.main, folder, "--seeds", "even").output
+        assert "3 networks of recipe 1, even seeds, 3 of them scanned by latents alone" in said
 
     def test_pairs_and_several_targets(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ring = tuple((i, (i + 1) % CLASSES) for i in range(CLASSES))

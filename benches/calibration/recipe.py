@@ -43,7 +43,7 @@ ARCHITECTURES = {
     "resnet-wide": Architecture(48, "sgd", 0.2, 5e-4, True, more_epochs=1.5),
     # Hardly trained: scanners meet such networks too.
     "resnet-short": Architecture(32, "sgd", 0.2, 5e-4, True, more_epochs=0.5),
-    # Beyond 85 % on CIFAR-10; five times as expensive as "resnet", so none of them is in the plan.
+    # Beyond 85 % on CIFAR-10; several times as expensive as "resnet", so none of them is in the plan.
     "resnet-long": Architecture(48, "sgd", 0.2, 5e-4, True, more_epochs=2.5),
     "vgg": Architecture(48, "sgd", 0.1, 5e-4, True),
     "mobilenet": Architecture(32, "sgd", 0.2, 5e-4, False),
