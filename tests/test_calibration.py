@@ -165,13 +165,23 @@ class TestReport:
         said = call(report.main, folder, "--seeds", "even").output
         assert "3 networks of recipe 1, even seeds, 3 of them scanned by latents alone" in said
 
+    def test_the_p_values_of_clean_networks_are_compared_with_the_diagonal(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        clean = [line["key"] for line in networks.read_networks([folder]) if networks.is_clean(line)]
+        alike = {"verdict": "clean", "suspects": (), "pairs": (), "kind": None, "samples": 1, "accuracy": 1.0, "evidence": ()}
+        fake = {key: scans.Outcome(key, "", p=p, **alike) for key, p in zip(clean, (0.03, 0.4, 0.6, None), strict=True)}  # type: ignore[arg-type]
+        monkeypatch.setattr(report, "scan_networks", lambda *_, **__: fake)
+        found = row(call(report.main, folder, "--seeds", "all").output, "all", "## p-values")
+        assert found[1:-1] == ["3", "33%", "33%", "33%", "33%", "67%", "100%", "100%"]
+        # After the third the share is 1 at p = 0.6.
+        assert found[-1].startswith("0.40 (p = ")
+
     def test_pairs_and_several_targets(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ring = tuple((i, (i + 1) % CLASSES) for i in range(CLASSES))
         write_network(tmp_path, 1, pairs=ring, attack="all-to-all")
         write_network(tmp_path, 3, (1, 4), attack="multi-target")
         write_network(tmp_path, 5)
         suspects = tuple(SimpleNamespace(target=t, p_value=0.01) for t in (1, 6))
-        fake = SimpleNamespace(verdict="backdoored", p_value=0.01, suspects=suspects, kind="", samples=1, clean_accuracy=1.0)
+        fake = SimpleNamespace(verdict="backdoored", p_value=0.01, suspects=suspects, kind="", samples=1, clean_accuracy=1.0, evidence=())
         monkeypatch.setattr(tacfast, "scan_head", lambda *_, **__: SimpleNamespace(**vars(fake), pairs=((0, 1), (1, 2), (5, 2), (0, 3))))
         out = call(report.main, tmp_path).output
         assert row(out, "toy, all-to-all", "## Pairs")[2:] == ["1/1 = 100% (2% to 100%)", "2/4 = 50%", "2/8 = 25%"]

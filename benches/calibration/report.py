@@ -12,14 +12,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import typer
 from measured import without_patterns
 from networks import STRONG, Line, Seeds, is_clean, nameable, pairs, read_networks, targets, works
 from rules import Finding, Rule, all_rules
 from scans import Alpha, Folders, Outcome, Threads, rule_id, scan_networks
+from scipy.stats import ks_1samp, uniform
 from tables import grouped, markdown, ratio, share
 
 SeedsOption = Annotated[Seeds, typer.Option(help="Networks that are reported.")]
+
+#: Of p, at which clean networks are counted.
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,18 @@ class Tables:
 
     lines: Sequence[Line]
     rules: Sequence[Rule]
+    #: tacfast's p-values, by key, where there is one.
+    p: Mapping[str, float]
+
+    def calibration(self, by: Callable[[Line], str]) -> str:
+        """How many clean networks have a p-value of at most a level, beside it; and how far the two lie apart at most."""
+        rows = []
+        for name, group in grouped([line for line in self.lines if is_clean(line) and line["key"] in self.p], by):
+            p = np.array([self.p[line["key"]] for line in group])
+            apart = ks_1samp(p, uniform.cdf) if len(p) else None
+            below = [f"{np.mean(p <= level):.0%}" if len(p) else "-" for level in LEVELS]
+            rows.append([name, str(len(p)), *below, "-" if apart is None else f"{apart.statistic:.2f} (p = {apart.pvalue:.2g})"])
+        return markdown(["clean networks", "number", *(f"p <= {level:g}" for level in LEVELS), "Kolmogorov-Smirnov"], rows)
 
     def false_positives(self, by: Callable[[Line], str]) -> str:
         rows = []
@@ -95,6 +112,10 @@ def by_dataset(line: Line) -> str:
     return f"{line['dataset']}, accuracy {'>=' if line['clean_accuracy'] >= STRONG else '<'} {STRONG:.0%}"
 
 
+def by_dataset_alone(line: Line) -> str:
+    return str(line["dataset"])
+
+
 def by_arch(line: Line) -> str:
     return f"{line['dataset']}, {line['arch']}"
 
@@ -110,6 +131,7 @@ def sections(tables: Tables) -> Iterator[tuple[str, str]]:
     """Titles and tables."""
     for title, by in (("data set", by_dataset), ("architecture", by_arch)):
         yield f"False positives by {title}", tables.false_positives(by)
+    yield "p-values of clean networks", tables.calibration(by_dataset_alone)
     for title, by in (("attack and poisoning rate", by_attack), ("data set", by_dataset), ("architecture", by_arch)):
         yield f"Detection by {title}", tables.detection(by)
     yield "Pairs of source and target", tables.pairs()
@@ -133,7 +155,8 @@ def main(folders: Folders, seeds: SeedsOption = Seeds.held_out, alpha: Alpha = 0
     outcomes = scan_networks(every, alpha, threads)
     lines, what = reported(every, outcomes, seeds)
     print(f"{what}; in brackets 95 % Clopper-Pearson intervals.\n")
-    for title, table in sections(Tables(lines, all_rules(every, outcomes, alpha))):
+    p = {key: outcome.p for key, outcome in outcomes.items() if outcome.p is not None}
+    for title, table in sections(Tables(lines, all_rules(every, outcomes, alpha), p)):
         print(f"## {title}\n\n{table}\n")
 
 

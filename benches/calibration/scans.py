@@ -125,6 +125,8 @@ class Outcome:
     kind: str | None
     samples: int
     accuracy: float | None
+    #: Kind, class, standard deviations and p-value of each kind of evidence by itself: what a scan saw, when its head is gone.
+    evidence: tuple[tuple[str, int | None, float, float], ...]
 
     @property
     def flagged(self) -> bool:
@@ -142,6 +144,7 @@ class Outcome:
             kind=line["kind"],
             samples=line["samples"],
             accuracy=line["accuracy"],
+            evidence=tuple((kind, target, statistic, p) for kind, target, statistic, p in line["evidence"]),
         )
 
 
@@ -182,6 +185,7 @@ def scan_task(task: Task, alpha: float, threads: int) -> Outcome:
         kind=report.kind,
         samples=report.samples,
         accuracy=report.clean_accuracy,
+        evidence=tuple((e.kind, e.target, round(e.statistic, 3), round(e.p_value, 5)) for e in report.evidence),
     )
 
 

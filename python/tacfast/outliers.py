@@ -8,7 +8,9 @@ must also stand out from the other small norms, whatever their distribution.
 
 The null distribution is that of C independent classes with normal log norms and traits, by simulation for that very C: having picked
 the most abnormal class, and the look that showed it, is accounted for (the smallest p-value of all is itself a statistic: Westfall &
-Young 1993, sec. 2.3).
+Young 1993, sec. 2.3). How norm and traits go together over classes differs from network to network, so the simulated ones have the
+correlations of the network at hand. An abnormal class raises these, which makes small p-values rather too large: valid whatever the true
+correlations are.
 """
 
 from __future__ import annotations
@@ -43,9 +45,8 @@ ALL = "norm, alignment and quiet channels"
 
 LEAST_P = "least p"
 
-#: Correlation, from class to class, of the log norm with each trait, and of the traits. The lower triangular matrix makes three draws so.
-_WITH_NORM, _OF_TRAITS = 0.25, 0.5
-_MIX = np.linalg.cholesky([[1, _WITH_NORM, _WITH_NORM], [_WITH_NORM, 1, _OF_TRAITS], [_WITH_NORM, _OF_TRAITS, 1]])
+#: Correlations are rounded to tenths, so that scans of like networks share their simulation.
+_STEPS = 10
 
 _DRAWS = 20_000
 #: Classes that a simulation may draw in all.
@@ -83,7 +84,7 @@ def most_abnormal(norms: Floats, traits: Traits | None = None) -> Finding:
         traits: of the same classes. Alignments are used if FEWEST_CLASSES or more are known, spreads if all are.
     """
     order, known, looks = _classes_first(norms, traits)
-    null = _null(len(norms), known, QUIET in looks)
+    null = _null(len(norms), known, QUIET in looks, _correlations(norms, traits))
     found = {name: _look(values[0], order, null[name]) for name, values in looks.items()}
     if NORM in found and len(norms) >= TAIL_CLASSES:
         # Another class than that with the smallest norm stands out from nothing.
@@ -204,20 +205,45 @@ def _share(count: np.intp, draws: int) -> float:
     return float((1 + count) / (1 + draws))
 
 
+def _correlations(norms: Floats, traits: Traits | None) -> tuple[float, float, float]:
+    """Over classes: of log norm and alignment, of log norm and log spread, of alignment and log spread; 0 where too little is known."""
+    if traits is None:
+        return 0.0, 0.0, 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns = np.stack([np.log(norms), traits.alignment, np.log(traits.spread)])
+
+    def of(i: int, j: int) -> float:
+        pair = columns[[i, j]][:, np.isfinite(columns[[i, j]]).all(axis=0)]
+        if pair.shape[1] < FEWEST_CLASSES or (np.ptp(pair, axis=1) <= 1e-12 * np.abs(pair).max(axis=1)).any():
+            return 0.0
+        return float(np.round(np.corrcoef(pair)[0, 1] * _STEPS) / _STEPS) + 0.0
+
+    return of(0, 1), of(0, 2), of(1, 2)
+
+
 @lru_cache(maxsize=64)
-def _null(count: int, known: int, quiet: bool) -> Mapping[str, Floats]:
-    """Sorted draws of each statistic for `count` independent classes, with traits that go a little with the norm; the first `known` have
-    an alignment, and all a spread if `quiet`; the same ones every time. LEAST_P is the smallest of the p-values."""
+def _null(count: int, known: int, quiet: bool, correlations: tuple[float, float, float]) -> Mapping[str, Floats]:
+    """Sorted draws of each statistic for `count` independent classes, whose norms and traits are correlated as given; the first `known`
+    have an alignment, and all a spread if `quiet`; the same ones every time. LEAST_P is the smallest of the p-values."""
     rng = np.random.default_rng((count, known, int(quiet)))
+    mix = _mixing(*correlations)
     draws = max(2000, min(_DRAWS, _BUDGET // count))
     chunk = max(1, 1_000_000 // count)
     parts: list[dict[str, Floats]] = []
     for at in range(0, draws, chunk):
         rows = min(chunk, draws - at)
-        log_norms, aligned, spread = np.einsum("ij,jrc->irc", _MIX, rng.standard_normal((3, rows, count)))
+        log_norms, aligned, spread = np.einsum("ij,jrc->irc", mix, rng.standard_normal((3, rows, count)))
         looks = _looks(log_norms, aligned[:, :known] if known else None, spread if quiet else None)
         parts.append({name: values.max(axis=1) for name, values in looks.items()})
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     null = {name: np.sort(values) for name, values in drawn.items()}
     p = [share_beyond(null[name], values) for name, values in drawn.items()]
     return {**null, LEAST_P: np.sort(np.min(p, axis=0))}
+
+
+def _mixing(a: float, b: float, c: float) -> Floats:
+    """(3, 3): makes three independent normal draws have these correlations, or others near them that are possible."""
+    values, vectors = np.linalg.eigh([[1, a, b], [a, 1, c], [b, c, 1]])
+    mix = vectors * np.sqrt(np.maximum(values, 0))
+    scaled: Floats = mix / np.linalg.norm(mix, axis=1, keepdims=True)
+    return scaled

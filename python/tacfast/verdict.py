@@ -2,11 +2,12 @@
 
 The significance level is shared between up to three questions: is a class abnormally easy to reach in latent space, is it abnormally open
 to patterns of the input, and is there a shift of labels whose pairs are easy? Most backdoors are of the first kinds, so they get most of
-the level (a weighted Bonferroni correction).
+the level. The correction is Šidák's (1967), weighted, whose p-value is exact, up to 1, if the answers of a clean model are independent.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -140,12 +141,14 @@ def _ask(
 ) -> _Answers:
     shift = None if pairs is None else most_abnormal_shift(pairs)
     share = (1.0 if shift is None else 1 - _SHIFT_SHARE) / (1 if patterns is None else 2)
-    steps = step_down(solutions.norms[tested], traits.of(tested), alpha * share)
-    opened = None if patterns is None else most_open(patterns, alpha * share)
-    by_class = {int(tested[s.position]): s.p_value / share for s in steps if s.abnormal}
-    by_pattern = {} if opened is None else {k: opened.p_value / share for k in opened.classes if k in tested}
-    by_shift = 1.0 if shift is None else shift.p_value / _SHIFT_SHARE
-    p = min(steps[0].p_value / share, 1.0 if opened is None else opened.p_value / share, by_shift, 1.0)
+    level = 1 - (1 - alpha) ** share
+    steps = step_down(solutions.norms[tested], traits.of(tested), level)
+    opened = None if patterns is None else most_open(patterns, level)
+    by_class = {int(tested[s.position]): _among_all(s.p_value, share) for s in steps if s.abnormal}
+    by_openness = 1.0 if opened is None else _among_all(opened.p_value, share)
+    by_pattern = {} if opened is None else {k: by_openness for k in opened.classes if k in tested}
+    by_shift = 1.0 if shift is None else _among_all(shift.p_value, _SHIFT_SHARE)
+    p = min(_among_all(steps[0].p_value, share), by_openness, by_shift)
     named = {k: min(by_pattern.get(k, 1.0), by_class.get(k, 1.0)) for k in (*by_pattern, *by_class)}
     reasons = [_abnormal(tuple(by_class), steps[0])] if by_class else []
     reasons += [_opened(tuple(by_pattern), opened)] if by_pattern and opened is not None else []
@@ -160,6 +163,11 @@ def _ask(
         by_shift=by_shift,
         evidence=(*pattern, *latent, *shifted) if by_pattern else (*latent, *pattern, *shifted),
     )
+
+
+def _among_all(p: float, share: float) -> float:
+    """The p-value of one question, which has a share of the level, as one of several."""
+    return 1.0 if p >= 1 else -math.expm1(math.log1p(-p) / share)
 
 
 def with_stability(found: Judgement, stability: float | None) -> Judgement:
