@@ -1,4 +1,4 @@
-"""When is one of C classes abnormally easy to reach? May import: geometry, numpy.
+"""When is one of C classes abnormally easy to reach? May import: geometry, deviations, correlations, numpy.
 
 Every class is looked at in up to three ways, each of which asks for two things of it, and the smaller of the two deviations counts: a small
 norm (how far its log lies below those of the others, in their standard deviations: Grubbs' test for one outlier, 1950, externally
@@ -9,8 +9,7 @@ must also stand out from the other small norms, whatever their distribution.
 The null distribution is that of C independent classes with normal log norms and traits, by simulation for that very C: having picked
 the most abnormal class, and the look that showed it, is accounted for (the smallest p-value of all is itself a statistic: Westfall &
 Young 1993, sec. 2.3). How norm and traits go together over classes differs from network to network, so the simulated ones have the
-correlations of the network at hand. An abnormal class raises these, which makes small p-values rather too large: valid whatever the true
-correlations are.
+correlations of the network at hand.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tacfast.correlations import correlation
+from tacfast.deviations import deviations
 from tacfast.geometry import Traits
 
 Floats = NDArray[np.float64]
@@ -143,22 +144,6 @@ def mad_index(norms: Floats) -> float:
     return float((median - norms.min()) / spread) if spread > 0 else 0.0
 
 
-def deviations(x: Floats) -> Floats:
-    """How far each entry of a row lies below the mean of the others, in the standard deviations of the others. (draws, C) to (draws, C)."""
-    others = x.shape[1] - 1
-    centre = x.mean(axis=1, keepdims=True)
-    x = x - centre
-    # The mean of the others is -x / others.
-    total = (x**2).sum(axis=1, keepdims=True)
-    square = total - x**2 * (1 + 1 / others)
-    gap = -x * (1 + 1 / others)
-    # All others equal, up to rounding: any gap is infinitely many deviations, none is no deviation.
-    flat = square <= np.maximum(1e-13 * total, others * (1e-12 * np.maximum(np.abs(centre), 1)) ** 2)
-    endless = np.where(np.abs(gap) > 1e-9, np.copysign(np.inf, gap), 0.0)
-    result: Floats = np.where(flat, endless, gap / np.sqrt(np.where(flat, 1.0, square) / (others - 1)))
-    return result
-
-
 def _looks(log_norms: Floats, aligned: Floats | None, spread: Floats | None) -> dict[str, Floats]:
     """By kind of evidence, the deviations of each class. (draws, C), (draws, those of known alignment: the first) and (draws, C)."""
     low = deviations(log_norms)
@@ -213,10 +198,10 @@ def _correlations(norms: Floats, traits: Traits | None) -> tuple[float, float, f
         columns = np.stack([np.log(norms), traits.alignment, np.log(traits.spread)])
 
     def of(i: int, j: int) -> float:
-        pair = columns[[i, j]][:, np.isfinite(columns[[i, j]]).all(axis=0)]
-        if pair.shape[1] < FEWEST_CLASSES or (np.ptp(pair, axis=1) <= 1e-12 * np.abs(pair).max(axis=1)).any():
+        both = columns[[i, j]][:, np.isfinite(columns[[i, j]]).all(axis=0)]
+        if both.shape[1] < FEWEST_CLASSES:
             return 0.0
-        return float(np.round(np.corrcoef(pair)[0, 1] * _STEPS) / _STEPS) + 0.0
+        return round(correlation(*both) * _STEPS) / _STEPS
 
     return of(0, 1), of(0, 2), of(1, 2)
 

@@ -1,4 +1,4 @@
-"""From solved problems to a verdict. May import: solver's results, geometry, outliers, openness, asymmetry, numpy.
+"""From solved problems to a verdict. May import: solver's results, geometry, deviations, outliers, openness, asymmetry, numpy.
 
 The significance level is shared between up to three questions: is a class abnormally easy to reach in latent space, is it abnormally open
 to patterns of the input, and is there a shift of labels whose pairs are easy? Most backdoors are of the first kinds, so they get most of
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tacfast.asymmetry import ShiftFinding, most_abnormal_shift, odd_source
+from tacfast.deviations import deviations
 from tacfast.geometry import FEWEST_PER_CLASS, Traits
 from tacfast.openness import SHORT, Openness, Patterns, most_open
-from tacfast.outliers import ALIGNMENT, ALL, FEWEST_CLASSES, FEWEST_SAMPLES, NORM, QUIET, Finding, deviations, step_down
+from tacfast.outliers import ALIGNMENT, ALL, FEWEST_CLASSES, FEWEST_SAMPLES, NORM, QUIET, Finding, step_down
 from tacfast.solver import TacSolutions
 
 Verdict = Literal["clean", "backdoored", "inconclusive"]
