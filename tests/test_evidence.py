@@ -43,9 +43,10 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     outliers._null.cache_clear()
 
 
-@pytest.mark.parametrize("classes", [4, 10, 43])
-def test_the_class_test_has_its_size_where_norms_are_all_there_is(classes: int) -> None:
-    has_its_size(p_values(classes, 0, False, 0, 0))
+@pytest.mark.parametrize(("classes", "known"), [(4, 0), (10, 10), (43, 40), (90, 0), (10, 3)])
+@pytest.mark.parametrize("spread", [True, False])
+def test_the_class_test_has_its_size_on_normal_classes(classes: int, known: int, spread: bool, few_draws: None) -> None:
+    has_its_size(p_values(classes, known, spread, 0.25, 0.5))
 
 
 @pytest.mark.parametrize(("classes", "known"), [(10, 10), (43, 40), (10, 3)])
