@@ -27,7 +27,7 @@ import typer
 import variants
 from data import Data, read
 from measure import head_arrays
-from recipe import ARCHITECTURES, make_net
+from recipe import ARCHITECTURES, Schedule, make_net, precision, train
 from results import append_line
 from scans import head_file
 from typer.testing import CliRunner
@@ -368,6 +368,30 @@ def test_a_published_network_starts_anew_with_other_classes(monkeypatch: pytest.
     assert not torch.equal(one, other)
     with pytest.raises(ValueError, match="colour images"):
         make_net("lite0", CLASSES, 1, 0)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_for_processors_that_have_it(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    assert {arch: precision(arch) for arch in ("vgg", "vit")} == {"vgg": "bfloat16" if has else "float32", "vit": "float32"}
+    seen = []
+    monkeypatch.setattr("recipe.make_net", lambda *_: Seen(seen))
+    images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2
+    train(images, labels, 2, arch="vgg", schedule=Schedule(epochs=3, flip=False, crop=1, batch=4), seed=0)
+    assert set(seen) == {torch.bfloat16 if has else torch.float32}
+
+
+class Seen(torch.nn.Linear):
+    """Notes the precision of what it gives."""
+
+    def __init__(self, seen: list[torch.dtype]) -> None:
+        super().__init__(3, 2)
+        self.seen = seen
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x.mean((2, 3)))
+        self.seen.append(logits.dtype)
+        return logits
 
 
 def test_a_key_names_its_job():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tacfast.checkpoints import load_weights, read_weights
+from tacfast.precision import mixed_precision
 
 #: Goes into every result; results of different recipes are never mixed.
 RECIPE = 1
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Architecture:
     optimizer: str
     lr: float
     weight_decay: float
-    #: bfloat16 in the forward and backward pass: faster for dense convolutions on CPUs that have it, slower for the others.
+    #: bfloat16 in the forward and backward pass, on CPUs that have it: faster for dense convolutions, slower for the others.
     bfloat16: bool
     #: Times the epochs of the data set's schedule.
     more_epochs: float = 1.0
@@ -63,6 +66,11 @@ class Schedule:
     #: Shift by at most this many pixels, filling with the reflected border.
     crop: int
     batch: int = 128
+
+
+def precision(arch: str) -> str:
+    """Of the products while this kind of network is trained here: the same seed gives another network in another precision."""
+    return "bfloat16" if ARCHITECTURES[arch].bfloat16 and mixed_precision(_CPU)._enabled else "float32"
 
 
 def make_net(arch: str, classes: int, channels: int, seed: int) -> nn.Module:
@@ -128,7 +136,7 @@ def train(
         for index in torch.randperm(len(images), generator=generator).split(schedule.batch)[:batches]:
             tick()
             batch = stamp(augment(images[index].float() / 255, schedule, generator), index).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=how.bfloat16):
+            with mixed_precision(_CPU) if how.bfloat16 else nullcontext():
                 logits = model(batch)
             loss = F.cross_entropy(logits.float(), labels[index])
             optimizer.zero_grad()

@@ -29,7 +29,7 @@ from learned import learned_backdoors
 from measure import behaviour, head_arrays, statistics, truth
 from networks import Seeds
 from plan import LEARNED, Job, backdoors, plan
-from recipe import ARCHITECTURES, RECIPE, load_net, train
+from recipe import ARCHITECTURES, RECIPE, load_net, precision, train
 from results import append_line, read_lines
 
 from tacfast.attacks import Backdoor, Poisoning, choose
@@ -93,6 +93,7 @@ def run_job(job: Job, data: Data, folder: Path, tick: Any) -> dict[str, Any]:
         "classes": data.classes,
         "truth": truth(doors, data.classes) | counts,
         **behaviour(model, doors, rest),
+        "precision": precision(job.arch),
         "train_cpu_s": round(seconds, 1),
         "wall_s": round(time.perf_counter() - wall, 1),
         "scan": statistics(captured),
