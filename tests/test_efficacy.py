@@ -77,7 +77,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def narrow(classes: int, *, channels: int = 3, width: int = 0) -> nn.Module:
-    # Half as wide, torch 2.15 corrupts its heap on processors without AVX-512 (channels last, 4 to 8 channels by a 1 x 1 kernel of stride 2).
+    # Half as wide, torch 2.15 crashes without AVX-512 (channels last, 4 to 8 channels by a 1 x 1 kernel of stride 2).
     return resnet(classes, channels=channels, width=16)
 
 
