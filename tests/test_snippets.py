@@ -40,7 +40,8 @@ SKIPPED = {
 }
 #: What is put after a command, where its line holds the word too, so that it is quick.
 QUICK = {
-    ("scan", "resnet18"): "--size 64",
+    ("scan", "resnet18"): "--size 64 --no-patterns",
+    ("scan", "_folder"): "--no-patterns",
     ("repair", "resnet18"): "--size 64 --method head",
     ("bench", "tacfast"): "--repeats 1 --classes 100 --dim 32 --samples 200",
 }
