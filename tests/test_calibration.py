@@ -247,6 +247,12 @@ def write_digits(folder: Path) -> tuple[networks.Line, Data]:
     return line, data
 
 
+def without_heads(folder: Path) -> Path:
+    for head in (folder / "heads").glob("*.npz"):
+        head.unlink()
+    return folder
+
+
 class TestCurves:
     def run(self, *arguments: object) -> Any:
         return CliRunner().invoke(curves.app, [str(a) for a in arguments])
@@ -262,6 +268,9 @@ class TestCurves:
         assert row(first.output, "toy | 250")[2] == "-"
         monkeypatch.setattr(tacfast, "scan_head", forbidden)
         assert self.run(*arguments).output == first.output
+        of_labels = self.run("labels", without_heads(folder), "--seeds", "all").output  # none were made
+        assert of_labels.lstrip().startswith("0 clean, 0 all to a target, 0 source to target;")
+        assert self.run(*arguments).output == first.output
 
     def test_rates(self, folder: Path, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib")
@@ -273,6 +282,7 @@ class TestCurves:
         assert row(out, "0%")[1:] == ["100.0%", *["0/6"] * 4]
         assert row(out, "100%")[2:] == ["0/6"] * 4
         assert float(row(out, "100%")[1].rstrip("%")) < 30
+        assert self.run("labels", without_heads(folder), "--seeds", "all").output == out
 
     def test_a_network_counts_once_whatever_its_draws(self, folder: Path) -> None:
         lines = networks.read_networks([folder])[:2]

@@ -6,8 +6,8 @@
     curves.py shift   DIR --out FIGURES --data gtsrb=gtsrb.npz ...     images unlike those of the training
 
 DIR is a folder of train.py and patterns.py. Outcomes are kept in DIR/curves.jsonl, patterns of fewer or shifted images in
-DIR/patterns.jsonl, and the heads of shifted images in DIR/shifted, so that a run that was stopped goes on. Only networks that are clean, or
-whose backdoor works, are counted; variants.py says how.
+DIR/patterns.jsonl, and the heads of shifted images in DIR/shifted, so that a run that was stopped goes on, and what was made of networks
+whose heads are gone is told again. Only networks that are clean, or whose backdoor works, are counted; variants.py says how.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def samples(
     """Detection and false positives against the number of clean samples."""
     torch.set_num_threads(threads)
     data_sets = read_all(data)
-    lines = [line for line in chosen(folders, seeds, each) if line["dataset"] in data_sets]
+    lines = [line for line in chosen(folders, seeds, each, alpha, "samples") if line["dataset"] in data_sets]
     stores = stores_of(lines, patterns)
     tasks = by_folder(lines, lambda line: subset_tasks(line, draws, data_sets[line["dataset"]], stores.get(line["folder"])))
     outcomes = scan_variants(tasks, alpha, threads)
@@ -214,7 +214,7 @@ def label_tasks(line: Line, patterns: Measured) -> list[Task]:
 @app.command()
 def labels(folders: Folders, seeds: SeedsOption = Seeds.held_out, alpha: Alpha = 0.05, threads: Threads = 1, each: Each = 1000) -> None:
     """What changes when labels of the defender are wrong."""
-    lines = chosen(folders, seeds, each)
+    lines = chosen(folders, seeds, each, alpha, "labels")
     stores = stores_of(lines)
     outcomes = scan_variants(by_folder(lines, lambda line: label_tasks(line, stores[line["folder"]])), alpha, threads)
     rows = []
@@ -246,11 +246,11 @@ def shift(
     """Detection and false positives where the defender's images are unlike those of the training."""
     torch.set_num_threads(threads)
     sets = read_all(data)
-    lines = [line for line in chosen(folders, seeds, each) if line["dataset"] in sets]
+    lines = [line for line in chosen(folders, seeds, each, alpha, next(iter(LEVELS))) if line["dataset"] in sets]
     places = [(line, how, level) for line in lines for how, levels in LEVELS.items() for level in levels]
     for line, how, level in track(places, "capturing", shown=True):
         file = shifted_file(line["folder"] / "shifted", line, how, level)
-        if not file.exists():
+        if not file.exists() and head_file(line).exists():
             file.parent.mkdir(exist_ok=True)
             capture_shifted(line, sets[line["dataset"]], how, level, file)
     stores = stores_of(lines, patterns)

@@ -198,15 +198,25 @@ class Scans:
         self._kept = {(line["network"], line["variant"], line["head"]): Outcome.from_line(line) for line in found}
 
     def of(self, tasks: Sequence[Task], *, shown: bool = True) -> list[Outcome]:
-        """The outcomes of the tasks, in their order; a stop loses the scan at hand and none of those before."""
+        """The outcomes of the tasks, in their order, without those that have neither a head nor a line; a stop loses the scan at hand and
+        none of those before."""
         return list(self._made(track(tasks, "scanning", shown=shown, total=len(tasks))))
 
-    def kept(self, network: str) -> Outcome | None:
+    def kept(self, network: str, variant: str = "") -> Outcome | None:
         """The outcome of a network whose head is not at hand."""
-        return next((o for (name, variant, _), o in self._kept.items() if (name, variant) == (network, "")), None)
+        return next((o for (name, how, _), o in self._kept.items() if (name, how) == (network, variant)), None)
+
+    def holds(self, network: str, what: str) -> bool:
+        """Whether there is an outcome of the network with a change of this kind."""
+        return any(name == network and variant.startswith(f"{what}=") for name, variant, _ in self._kept)
 
     def _made(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         for task in tasks:
+            if not task.file.exists():
+                kept = self.kept(task.network, task.variant)
+                if kept is not None:
+                    yield kept
+                continue
             head = task.identity
             place = (task.network, task.variant, head)
             if place not in self._kept:

@@ -28,12 +28,16 @@ Outcomes = Mapping[tuple[str, str], Outcome]
 Share = tuple[float, int]
 
 
-def chosen(folders: Iterable[Path], seeds: Seeds, each: int) -> list[Line]:
-    """Usable networks with a stored head, the first `each` of every data set and kind."""
+def chosen(folders: Iterable[Path], seeds: Seeds, each: int, alpha: float, what: str) -> list[Line]:
+    """Usable networks with a stored head, or without one but with outcomes of changes of a kind, the first `each` of every data set and
+    kind of network."""
     seen: Counter[tuple[str, str]] = Counter()
     found = []
-    for line in read_networks(folders):
-        if seeds.holds(line["seed"], line["key"]) and usable(line) and head_file(line).exists():
+    lines = read_networks(folders)
+    scans = {folder: Scans(folder / "curves.jsonl", alpha) for folder in {line["folder"] for line in lines}}
+    for line in lines:
+        at_hand = head_file(line).exists() or scans[line["folder"]].holds(line["key"], what)
+        if seeds.holds(line["seed"], line["key"]) and usable(line) and at_hand:
             seen[line["dataset"], group_of(line)] += 1
             if seen[line["dataset"], group_of(line)] <= each:
                 found.append(line)
