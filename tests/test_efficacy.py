@@ -197,6 +197,21 @@ class TestFigures:
         assert rows["**all**"] == ["tacfast:x", "ft", "+5.0", "-30.0", "-30.0", "+30.0", "+20.0", "2"]
 
 
+#: The stranger's network takes normalised images, ours takes them as they are.
+ZOO_NETS = """
+from nets import resnet
+def make(num_classes):
+    net = resnet(num_classes, channels=1, width=16)
+    net.register_forward_pre_hook(lambda module, given: (given[0] * 0.25 + 0.5,))
+    return net
+"""
+ZOO_TRIGGERS = """
+from tacfast.attacks import Patch
+def trigger(name):
+    return lambda x, which=0: Patch().stamp(x)
+"""
+
+
 class TestHarness:
     def test_what_has_a_line_is_not_done_again(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         where = ["--folder", folder, "--data", "digits=digits", "--out", tmp_path]
@@ -241,12 +256,35 @@ class TestHarness:
         assert "retuned" in call("table", "--out", tmp_path).output
 
     def test_a_missed_target_leaves_the_backdoor(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(attempts.tacfast, "scan", lambda *_, **__: type("Report", (), {"targets": ()})())
+        monkeypatch.setattr(attempts.tacfast, "scan", lambda *_, **__: type("Report", (), {"targets": (), "pairs": ()})())
         where = ["--folder", folder, "--data", "digits=digits", "--out", tmp_path]
         call("run", *where, "--method", "tacfast:finetune", "--method", "nc", "--targets", "scan")
         for line in read_lines(tmp_path / "results.jsonl"):
             assert line["named"] == []
             assert line["after"] == line["before"]
+
+    def test_published_models_are_measured_with_their_own_triggers(self, model: nn.Module, tmp_path: Path) -> None:
+        zoo = tmp_path / "zoo"
+        (zoo / "stranger").mkdir(parents=True)
+        save_safetensors(model, zoo / "stranger" / "model.safetensors", {})
+        (zoo / "nets.py").write_text(ZOO_NETS)
+        (zoo / "triggers.py").write_text(ZOO_TRIGGERS)
+        meta = {"arch": "nets.py:make", "arch_args": {"num_classes": 10}, "data": "digits", "mean": [0.5], "std": [0.25]}
+        (zoo / "stranger" / "meta.json").write_text(json.dumps(meta))
+
+        def measured(targets: Any) -> dict[str, Any]:
+            (zoo / "stranger" / "truth.json").write_text(json.dumps({"attack": "badnets", "targets": targets, "poisoning_rate": 0.1}))
+            out = tmp_path / str(targets)
+            method = "tacfast:finetune@epochs=1" if targets == "y+1" else "none"
+            call("run", "--zoo", zoo, "--data", "digits=digits", "--out", out, "--method", method)
+            return dict(read_lines(out / "results.jsonl")[0])
+
+        one, shifted = measured([TARGET]), measured("y+1")
+        assert one["before"]["accuracy"] > 0.9
+        assert one["before"]["triggers"][0]["asr"] > 0.9
+        # Only images of the class before the target are sent where an all-to-all backdoor would send them.
+        assert shifted["before"]["triggers"][0]["asr"] < 0.3
+        assert shifted["named"] == list(range(10))
 
     @pytest.mark.parametrize("text", ["magic", "ft@lr=0.1"])
     def test_unknown_methods_and_settings_are_refused(self, text: str) -> None:

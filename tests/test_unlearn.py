@@ -99,9 +99,14 @@ def test_a_report_of_pairs_is_repaired_along_them(small_model: nn.Sequential, ba
     status = tacfast.solve_pairs(captured.weight, captured.bias, captured.latents, labels.numpy()).status
     a, b = map(int, np.argwhere(status == "solved")[0])
     report = replace(tacfast.scan(small_model, batches), suspects=(), pairs=((a, b),), kind="source-specific")
-    result = tacfast.repair(small_model, batches, report, epochs=1)
-    assert result.model is not None
-    assert result.targets == (b,)
+    states = []
+    for given in ({"report": report}, {"pairs": [(a, b)]}):
+        torch.manual_seed(0)  # of dropout
+        result = tacfast.repair(small_model, batches, **given, epochs=1)
+        assert result.model is not None
+        assert result.targets == (b,)
+        states.append(result.model.state_dict())
+    assert all(torch.equal(x, states[1][name]) for name, x in states[0].items())
 
 
 def test_statistics_are_those_of_the_clean_images(small_model: nn.Sequential, batches: Any) -> None:

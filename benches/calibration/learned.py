@@ -6,16 +6,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from data import Data
 from plan import Job
 from recipe import load_net, train
 from torch import nn
 
 from tacfast.attacks import AllToOne, Backdoor, CoversOnly, InputAware, Lira, TrojanPatch
+from tacfast.files import atomic
 
 
 def learned_backdoors(job: Job, data: Data, folder: Path, tick: Callable[[], None]) -> list[Backdoor]:
-    """The attacks of `plan.LEARNED`."""
+    """The attacks of `plan.LEARNED`: those kept in FOLDER/triggers, or learnt on the clean network of the pair, which takes minutes; the
+    same clean network, images and seed give the same trigger. They are kept as a pickle: our own, from a folder that nobody else writes to.
+    """
+    file = folder / "triggers" / f"{job.key}.pt"
+    if file.exists():
+        return list(torch.load(file, weights_only=False))
+    doors = _learnt(job, data, folder, tick)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as stream:
+        torch.save(doors, stream)
+    return doors
+
+
+def _learnt(job: Job, data: Data, folder: Path, tick: Callable[[], None]) -> list[Backdoor]:
     assert job.target is not None
     clean: Any = clean_net(job, data, folder, tick)
     images, rule = data.x_train.float() / 255, AllToOne(job.target)

@@ -70,18 +70,27 @@ class Attempt:
         return {"attempt": self.key, "key": self.network, "method": self.method.text, **more}
 
 
+@dataclass(frozen=True)
+class Named:
+    """What a method is told of a backdoor; other people's defences hear of the targets alone."""
+
+    targets: tuple[int, ...]
+    #: (source, target) where not every class is a source.
+    pairs: tuple[tuple[int, int], ...]
+
+
 def attempt(subject: Subject, job: Attempt, models: Path | None) -> dict[str, Any]:
     """Repair, measure, keep the weights in the folder `models`, and return the line."""
     images, labels = subject.clean(job.share)
     line = {**job.to_dict(), **{name: subject.line[name] for name in ("dataset", "arch", "attack", "rate")}}
     line |= {"network_seed": subject.line["seed"], "classes": subject.data.classes, "samples": len(images), "version": tacfast.__version__}
-    named = subject.targets
+    named = Named(subject.targets, subject.pairs)
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         if job.targets == "scan":
             report = tacfast.scan(subject.model, _batches(images, labels), device="cpu")
-            named = report.targets
-        line["named"] = list(named)
+            named = Named(report.targets, report.pairs)
+        line["named"] = list(named.targets)
         repaired, told = _repaired(subject, job, named)
     except (NotApplicable, tacfast.TacfastError) as error:
         return line | {"refused": f"{type(error).__name__}: {error}"}
@@ -94,7 +103,7 @@ def attempt(subject: Subject, job: Attempt, models: Path | None) -> dict[str, An
     return rounded(line | {"before": measured[0], "after": measured[1], "der": effectiveness(*measured)})
 
 
-def _repaired(subject: Subject, job: Attempt, named: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any] | None]:
+def _repaired(subject: Subject, job: Attempt, named: Named) -> tuple[nn.Module, dict[str, Any] | None]:
     """In eval mode, and what `tacfast.repair` says of it, norms apart.
 
     A method that needs targets and is given none leaves the network as it is: a backdoor that a scan missed stays.
@@ -103,11 +112,12 @@ def _repaired(subject: Subject, job: Attempt, named: tuple[int, ...]) -> tuple[n
     images, labels = subject.clean(job.share)
     if name == "clean-twin":
         return subject.twin(), None
-    if name == "none" or (not named and (name == "nc" or name.startswith(_TACFAST))):
+    if name == "none" or (not named.targets and (name == "nc" or name.startswith(_TACFAST))):
         return subject.copied(), None
     if name.startswith(_TACFAST):
         how: dict[str, Any] = {"method": name.removeprefix(_TACFAST), **job.method.options}
-        result = tacfast.repair(subject.model, _batches(images, labels), targets=list(named), seed=job.seed, device="cpu", **how)
+        how |= {"pairs": named.pairs} if named.pairs else {"targets": named.targets}
+        result = tacfast.repair(subject.model, _batches(images, labels), seed=job.seed, device="cpu", **how)
         if result.model is None or result.after is None:
             return subject.copied(), None
         states = {"before": result.before.to_dict(), "after": result.after.to_dict()}
@@ -122,7 +132,7 @@ def _repaired(subject: Subject, job: Attempt, named: tuple[int, ...]) -> tuple[n
         subject.model,
         images,
         labels,
-        named,
+        named.targets,
         epochs=job.method.options.get("epochs", job.epochs),
         seed=job.seed,
         dataset=subject.line["dataset"],

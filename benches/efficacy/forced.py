@@ -1,7 +1,7 @@
 """What a repair does to networks that never had a backdoor: by itself, and when it is forced upon a class.
 
     export PYTHONPATH=benches/calibration
-    forced.py --folder CALIBRATION --data gtsrb=gtsrb.npz [--arch resnet] [--seeds odd] [--method auto]
+    forced.py --folder CALIBRATION --data gtsrb=gtsrb.npz [--zoo DIR] [--arch resnet] [--seeds odd] [--method auto]
 
 Five percent of the training set's size in clean images; the forced class rotates with the seed. Accuracy on test images that are not the
 defender's.
@@ -14,9 +14,9 @@ from typing import Annotated
 import torch
 import typer
 from defences import predict
-from networks import Seeds, is_clean, read_networks
-from removal import Archs, DataOption, Folders, SeedsOption
-from subjects import Subject
+from networks import Seeds
+from removal import Archs, DataOption, Folders, SeedsOption, Zoo
+from subjects import Filter, Subject, chosen, open_subject
 from tables import markdown
 from torch import nn
 from train import read_all
@@ -30,8 +30,9 @@ def accuracy(model: nn.Module, subject: Subject) -> float:
 
 
 def main(
-    folder: Folders,
     data: DataOption,
+    folder: Folders = None,
+    zoo: Zoo = None,
     arch: Archs = None,
     seeds: SeedsOption = Seeds.all,
     method: Annotated[str, typer.Option(help="A method of `tacfast.repair`.")] = "auto",
@@ -39,15 +40,8 @@ def main(
     """Repair clean networks, and print a table."""
     torch.set_num_threads(1)
     sets, rows = read_all(data), []
-    for line in read_networks(folder):
-        if (
-            not is_clean(line)
-            or line["dataset"] not in sets
-            or (arch and line["arch"] not in arch)
-            or not seeds.holds(line["seed"], line["key"])
-        ):
-            continue
-        subject = Subject.of(line, sets[line["dataset"]])
+    for line in chosen(folder or [], zoo, Filter(list(sets), arch or [], seeds=seeds), clean=True):
+        subject = open_subject(line, sets[line["dataset"]])
         batches = list(zip(*(part.split(250) for part in subject.clean(0.05)), strict=True))
         report = tacfast.scan(subject.model, batches, device="cpu")
         alone = tacfast.repair(subject.model, batches, report, device="cpu")

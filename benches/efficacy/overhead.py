@@ -9,15 +9,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from statistics import median
 from typing import Annotated
 
 import torch
 import typer
-from networks import Seeds
-from removal import DataOption, Folders, Keys
-from subjects import Subject, chosen, open_subject
+from removal import DataOption, Folders, Keys, Zoo
+from subjects import Filter, Subject, chosen, open_subject
 from tables import markdown
 from train import read_all
 
@@ -36,17 +34,17 @@ def cost(subject: Subject, beta: float) -> tuple[float, float]:
 
 
 def main(
-    folder: Folders,
     data: DataOption,
-    triggers: Annotated[Path, typer.Option(help="Where learnt triggers are kept (DIR/triggers of removal.py).")],
+    folder: Folders = None,
+    zoo: Zoo = None,
     network: Keys = None,
     repeats: Annotated[int, typer.Option(min=1, help="Of each pair.")] = 3,
 ) -> None:
     """Time the term, and print a table."""
     torch.set_num_threads(1)
     sets, rows = read_all(data), []
-    for line in chosen(folder, list(sets), [], [], Seeds.all, network or []):
-        subject = open_subject(line, sets[line["dataset"]], triggers)
+    for line in chosen(folder or [], zoo, Filter(list(sets), keys=network or [])):
+        subject = open_subject(line, sets[line["dataset"]])
         cost(subject, 1.0)  # the first one pays for what torch does but once
         pairs = [(cost(subject, 0.0), cost(subject, 1.0)) for _ in range(repeats)]
         plain = median(without[0] for without, _ in pairs)

@@ -6,11 +6,13 @@
     removal.py map   --folder CALIBRATION --data gtsrb=gtsrb.npz --out DIR --network KEY [--method finetune]
     removal.py table --out DIR [--by network]
 
-CALIBRATION is a folder of benches/calibration/train.py (results.jsonl, models), --data as there; only backdoors that work are taken. A
-method is a name of `defences.DEFENCES`, a control (`none`, `clean-twin`) or `tacfast:METHOD`; `NAME@KEY=VALUE,...` gives it other settings,
-as in `sau@epochs=100` or `tacfast:finetune@beta=2,lr=0.01`. DIR/results.jsonl gets a line per network, method, share and seed, DIR/models
-the repaired weights, DIR/last.jsonl what becomes of these under attacks. What has a line is not done again: take a new folder when a method
-has changed. It may be stopped at any time.
+CALIBRATION is a folder of benches/calibration/train.py (results.jsonl, models), --data as there; only backdoors that work are taken.
+`--zoo DIR` takes published models (zoo_models.py) instead, or as well; their data sets are given in the same way.
+
+A method is a name of `defences.DEFENCES`, a control (`none`, `clean-twin`) or `tacfast:METHOD`; `NAME@KEY=VALUE,...` gives it other
+settings, as in `sau@epochs=100` or `tacfast:finetune@beta=2,lr=0.01`. DIR/results.jsonl gets a line per network, method, share and seed,
+DIR/models the repaired weights, DIR/last.jsonl what becomes of these under attacks. What has a line is not done again: take a new folder
+when a method has changed. It may be stopped at any time.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from networks import Line, Seeds
 from removal_tables import last_tables, map_table, removal_tables
 from results import append_line, read_lines
 from scores import rounded, strongest
-from subjects import Subject, chosen, open_subject
+from subjects import Filter, Subject, chosen, open_subject
 from train import claimed, read_all
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -58,7 +60,8 @@ class By(str, Enum):
     network = "network"
 
 
-Folders = Annotated[list[Path], typer.Option("--folder", help="Of trained networks; repeat for several.")]
+Folders = Annotated[list[Path] | None, typer.Option("--folder", help="Of trained networks; repeat for several.")]
+Zoo = Annotated[Path | None, typer.Option(help="Folder of published models, whose code is run.")]
 DataOption = Annotated[list[str], typer.Option("--data", help="NAME=FILE.npz; repeat for several data sets.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 Methods = Annotated[list[str] | None, typer.Option("--method", help="Repeat for several; by default all.")]
@@ -86,7 +89,7 @@ def work(lines: Sequence[Line], jobs: Callable[[Line], Iterable[Attempt]], sets:
             with claimed(out / "claims" / f"{name}-{job.key}") as mine:
                 if not mine or any(done["attempt"] == job.key for done in read_lines(results)):
                     continue
-                subject = subject or open_subject(line, sets[line["dataset"]], out / "triggers")
+                subject = subject or open_subject(line, sets[line["dataset"]])
                 made = do(subject, job)
                 append_line(results, made)
                 print(_said(made), flush=True)
@@ -121,15 +124,16 @@ def _said(line: dict[str, Any]) -> str:
 
 
 def folders_of(out: Path) -> None:
-    for name in ("models", "claims", "triggers"):
+    for name in ("models", "claims"):
         (out / name).mkdir(parents=True, exist_ok=True)
 
 
 @app.command()
 def run(
-    folder: Folders,
     data: DataOption,
     out: Out,
+    folder: Folders = None,
+    zoo: Zoo = None,
     method: Methods = None,
     share: Shares = None,
     arch: Archs = None,
@@ -148,7 +152,7 @@ def run(
         each.check()
     folders_of(out)
     sets = read_all(data)
-    lines = chosen(folder, list(sets), arch or [], attack or [], seeds, network or [])
+    lines = chosen(folder or [], zoo, Filter(list(sets), arch or [], attack or [], seeds, network or []))
 
     def jobs(line: Line) -> Iterable[Attempt]:
         for s, number, m in product(share or [0.05], seed or [0], methods):
@@ -159,9 +163,10 @@ def run(
 
 @app.command()
 def last(
-    folder: Folders,
     data: DataOption,
     out: Out,
+    folder: Folders = None,
+    zoo: Zoo = None,
     method: Methods = None,
     share: Shares = None,
     arch: Archs = None,
@@ -173,7 +178,7 @@ def last(
     """Attack the repaired networks of `run` again."""
     folders_of(out)
     sets = read_all(data)
-    lines = chosen(folder, list(sets), arch or [], attack or [], seeds, network or [])
+    lines = chosen(folder or [], zoo, Filter(list(sets), arch or [], attack or [], seeds, network or []))
     done = [line for line in read_lines(out / "results.jsonl") if "refused" not in line]
 
     def jobs(line: Line) -> Iterable[Attempt]:
@@ -192,9 +197,10 @@ def last(
 
 @app.command("map")
 def sensitivity(
-    folder: Folders,
     data: DataOption,
     out: Out,
+    folder: Folders = None,
+    zoo: Zoo = None,
     network: Keys = None,
     method: Annotated[str, typer.Option(help="A method of `tacfast.repair` with beta and lr.")] = "finetune",
     share: Annotated[float, typer.Option(help="Clean images, as a share of the training set.")] = 0.05,
@@ -203,7 +209,7 @@ def sensitivity(
     """Repair with 5 x 5 values of beta and lr, and print the table."""
     folders_of(out)
     sets = read_all(data)
-    lines = chosen(folder, list(sets), [], [], Seeds.all, network or [])
+    lines = chosen(folder or [], zoo, Filter(list(sets), keys=network or []))
     methods = [Method(f"tacfast:{method}@beta={beta:g},lr={lr:g}") for beta, lr in product(BETAS, RATES)]
 
     def jobs(line: Line) -> Iterable[Attempt]:

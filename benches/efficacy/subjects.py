@@ -1,5 +1,5 @@
-"""The backdoored networks that a removal is measured on, each with its triggers and its images. May import: benches/calibration,
-tacfast."""
+"""The backdoored networks that a removal is measured on, each with its triggers and its images. May import: zoo_models,
+benches/calibration, tacfast."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from data import Data
 from defences import NotApplicable
 from learned import learned_backdoors
-from networks import Line, Seeds, is_clean, read_networks, targets, works
+from networks import Line, Seeds, is_clean, pairs, read_networks, targets, works
 from plan import LEARNED, Job, backdoors
 from recipe import ARCHITECTURES, augment, load_net
 from scores import Behaviour, behaviour
 from torch import Tensor, nn
+from zoo_models import ARCH, ZooModel, zoo_models
 
 from tacfast.attacks import Backdoor, CoversOnly
-from tacfast.files import atomic
+from tacfast.checkpoints import load_weights, read_weights
 
 Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network of the calibration that is to be repaired."""
+    """A network that is to be repaired."""
 
     #: Its line in the results.
     line: Line
@@ -37,11 +37,6 @@ class Subject:
     model: nn.Module
     #: Those that change labels; covers are no attack.
     doors: tuple[Backdoor, ...]
-
-    @classmethod
-    def of(cls, line: Line, data: Data, doors: Sequence[Backdoor] = ()) -> Subject:
-        model = load_net(line["folder"] / "models" / f"{line['key']}.safetensors", line["arch"], data.classes, data.x_train.shape[1])
-        return cls(line, data, model, tuple(door for door in doors if not isinstance(door.rule, CoversOnly)))
 
     @property
     def key(self) -> str:
@@ -79,7 +74,13 @@ class Subject:
     @property
     def bfloat16(self) -> bool:
         """Whether this kind of network is trained faster in bfloat16."""
-        return ARCHITECTURES[self.line["arch"]].bfloat16
+        arch = ARCHITECTURES.get(self.line["arch"])
+        return arch is not None and arch.bfloat16
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(source, target) where not every class is a source."""
+        return tuple(sorted(pairs(self.line)))
 
     def twin(self) -> nn.Module:
         """The clean network of the same seed.
@@ -95,39 +96,44 @@ class Subject:
 
     def load(self, file: Path) -> nn.Module:
         """Weights for a network of this kind, in eval mode."""
-        return load_net(file, self.line["arch"], self.data.classes, self.data.x_train.shape[1])
+        model = self.copied()
+        load_weights(model, read_weights(file).tensors)
+        return model
 
     def copied(self) -> nn.Module:
         return copy.deepcopy(self.model)
 
 
-def chosen(
-    folders: Sequence[Path], data: Sequence[str], archs: Sequence[str], attacks: Sequence[str], seeds: Seeds, keys: Sequence[str]
-) -> list[Line]:
-    """The backdoored networks, in the order of their training, whose backdoors work and that pass all filters; no filter, no limit."""
-    found = []
-    for line in read_networks(folders):
-        wanted = (not archs or line["arch"] in archs) and (not attacks or line["attack"] in attacks) and (not keys or line["key"] in keys)
-        if not is_clean(line) and works(line) and line["dataset"] in data and seeds.holds(line["seed"], line["key"]) and wanted:
-            found.append(line)
-    return found
+@dataclass(frozen=True)
+class Filter:
+    """Which networks are wanted; what is empty does not filter."""
+
+    data: Sequence[str]
+    archs: Sequence[str] = ()
+    attacks: Sequence[str] = ()
+    seeds: Seeds = Seeds.all
+    keys: Sequence[str] = ()
+
+    def passes(self, line: Line) -> bool:
+        by_name = ((self.archs, "arch"), (self.attacks, "attack"), (self.keys, "key"))
+        wanted = all(not names or line[name] in names for names, name in by_name)
+        return wanted and line["dataset"] in self.data and self.seeds.holds(line["seed"], line["key"])
 
 
-def open_subject(line: Line, data: Data, cache: Path) -> Subject:
-    """The network with its triggers; those that are learnt are kept in the folder `cache`."""
+def chosen(folders: Sequence[Path], zoo: Path | None, wanted: Filter, *, clean: bool = False) -> list[Line]:
+    """The networks that pass, in the order of their training, then those of a zoo: clean ones, or those whose backdoors work. In a zoo
+    all backdoors count."""
+    trained = [line for line in read_networks(folders) if is_clean(line) or works(line)]
+    others = [model.line() for model in zoo_models(zoo)] if zoo else []
+    return [line for line in (*trained, *others) if is_clean(line) == clean and wanted.passes(line)]
+
+
+def open_subject(line: Line, data: Data) -> Subject:
+    """The network with its triggers."""
+    if line["arch"] == ARCH:
+        published = ZooModel(line["folder"], line["key"])
+        return Subject(line, data, published.network(), published.backdoors())
     job = Job(**{name: line[name] for name in ("dataset", "arch", "attack", "rate", "target", "seed")})
-    doors = _learnt(job, data, line["folder"], cache) if job.attack in LEARNED else backdoors(job, data.classes)
-    return Subject.of(line, data, doors)
-
-
-def _learnt(job: Job, data: Data, folder: Path, cache: Path) -> list[Backdoor]:
-    """Triggers are learnt again as they were for training: the same clean network, images and seed give the same trigger. That takes a
-    minute, so they are kept as a pickle; it is our own, from a folder that nobody else writes to."""
-    file = cache / f"{job.key}.pt"
-    if file.exists():
-        return list(torch.load(file, weights_only=False))
-    doors: list[Any] = learned_backdoors(job, data, folder, tick=lambda: None)
-    cache.mkdir(parents=True, exist_ok=True)
-    with atomic(file) as stream:
-        torch.save(doors, stream)
-    return doors
+    doors = learned_backdoors(job, data, line["folder"], tick=lambda: None) if job.attack in LEARNED else backdoors(job, data.classes)
+    model = load_net(line["folder"] / "models" / f"{line['key']}.safetensors", line["arch"], data.classes, data.x_train.shape[1])
+    return Subject(line, data, model, tuple(door for door in doors if not isinstance(door.rule, CoversOnly)))

@@ -1,7 +1,7 @@
 """How like the smallest latent shift is to the change that the trigger really makes, channel by channel.
 
     export PYTHONPATH=benches/calibration
-    tac.py --folder CALIBRATION --data gtsrb=gtsrb.npz [--data cifar10=cifar10.npz] --out FIGURES --triggers DIR/triggers [--arch resnet]
+    tac.py --folder CALIBRATION --data gtsrb=gtsrb.npz [--data cifar10=cifar10.npz] --out FIGURES [--zoo DIR] [--arch resnet]
 
 The true trigger-activated change (TAC) is the mean over the victims among the test images of latents with the trigger less latents
 without (arXiv:2511.08944, after Zheng et al. 2022, ECCV); the reconstructed one is s_p of the defender's clean images, at the order
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -20,9 +19,9 @@ import typer
 from figures import Format, Kind, Out, panels, save
 from networks import Seeds
 from numpy.typing import NDArray
-from removal import Archs, Attacks, DataOption, Folders, Keys, SeedsOption
+from removal import Archs, Attacks, DataOption, Folders, Keys, SeedsOption, Zoo
 from scipy.stats import spearmanr
-from subjects import Subject, chosen, open_subject
+from subjects import Filter, Subject, chosen, open_subject
 from tables import markdown
 from torch import Tensor
 from train import read_all
@@ -93,10 +92,10 @@ def draw(axes: Axes, found: Likeness) -> None:
 
 
 def main(
-    folder: Folders,
     data: DataOption,
     out: Out,
-    triggers: Annotated[Path, typer.Option(help="Where learnt triggers are kept (DIR/triggers of removal.py).")],
+    folder: Folders = None,
+    zoo: Zoo = None,
     arch: Archs = None,
     attack: Attacks = None,
     network: Keys = None,
@@ -106,11 +105,11 @@ def main(
 ) -> None:
     """Compare reconstructed and true changes."""
     sets = read_all(data)
-    lines = chosen(folder, list(sets), arch or [], attack or [], seeds, network or [])
     found = []
-    for line in lines:
-        if len(line["truth"]["targets"]) == 1 and len(line["asr"]) == 1:
-            found.append(likeness(open_subject(line, sets[line["dataset"]], triggers), share))
+    for line in chosen(folder or [], zoo, Filter(list(sets), arch or [], attack or [], seeds, network or [])):
+        subject = open_subject(line, sets[line["dataset"]])
+        if len(subject.targets) == len(subject.doors) == 1:
+            found.append(likeness(subject, share))
     if not found:
         raise typer.BadParameter("no network with one working trigger and one target passes the filters")
     found.sort(key=lambda f: f.subject.key)

@@ -1,17 +1,15 @@
-"""Tables over a folder of models whose truth is known: what a scan says, and what a repair leaves of the backdoor.
+"""Tables over a folder of models whose truth is known: what a scan says, and whether the engines agree on them.
 
-    zoo.py scan   --zoo DIR --data DIR [--heads DIR]
-    zoo.py repair --zoo DIR --data DIR --model NAME [--method unlearn]
-    zoo.py agree  --zoo DIR --data DIR [--heads DIR]
+    zoo.py scan  --zoo DIR --data DIR [--heads DIR]
+    zoo.py agree --zoo DIR --data DIR [--heads DIR]
 
 DIR/NAME holds model.safetensors, meta.json (architecture, data, mean, std) and truth.json; --data holds DATA.npz, with x and y, per data
-set. The first 2500 images of a fixed random order are the defender's, the rest measure accuracy and ASR. The zoo's own triggers.py and
-architecture file are run: use a zoo that you trust.
+set. The first 2500 images of a fixed random order are the defender's. The zoo's own architecture file is run: use a zoo that you trust.
+What repairs leave of the backdoors: removal.py, with --zoo.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +18,9 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
+from zoo_models import ZooModel, zoo_models
 
 import tacfast
-from tacfast.architectures import build_model
-from tacfast.checkpoints import load_weights, read_weights
 from tacfast.files import read_npz
 from tacfast.heads import capture
 
@@ -33,51 +30,17 @@ out = Console(width=200)
 
 
 class Case:
-    """A model of the zoo, its truth, and its data split into the defender's part and the rest."""
+    """A model of the zoo with the defender's images."""
 
-    def __init__(self, zoo: Path, name: str, data: Path) -> None:
-        self.name = name
-        self.meta = json.loads((zoo / name / "meta.json").read_text())
-        self.truth = json.loads((zoo / name / "truth.json").read_text())
-        file, _, factory = self.meta["arch"].rpartition(":")
-        self.model = build_model(f"{zoo / file}:{factory}", {k: json.dumps(v) for k, v in self.meta["arch_args"].items()})
-        load_weights(self.model, read_weights(zoo / name / "model.safetensors").tensors)
-        self.model.eval()
-        arrays, _ = read_npz(data / f"{self.meta['data']}.npz")
-        order = np.random.default_rng(0).permutation(len(arrays["x"]))
+    def __init__(self, model: ZooModel, data: Path) -> None:
+        self.truth, self.model = model.truth, model.network()
+        arrays, _ = read_npz(data / f"{model.meta['data']}.npz")
+        order = np.random.default_rng(0).permutation(len(arrays["x"]))[:CLEAN]
         self.x = torch.from_numpy(arrays["x"][order]).permute(0, 3, 1, 2).float() / 255
         self.y = torch.from_numpy(arrays["y"][order])
-        spec = importlib.util.spec_from_file_location("triggers", zoo / "triggers.py")
-        assert spec is not None
-        assert spec.loader is not None
-        self.triggers: Any = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.triggers)
-
-    def normal(self, x: torch.Tensor) -> torch.Tensor:
-        return (x - torch.tensor(self.meta["mean"]).view(3, 1, 1)) / torch.tensor(self.meta["std"]).view(3, 1, 1)
 
     def clean_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return list(zip(self.normal(self.x[:CLEAN]).split(250), self.y[:CLEAN].split(250), strict=True))
-
-    @torch.no_grad()
-    def predict(self, model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([model(self.normal(part)).argmax(1) for part in x.split(500)])
-
-    def measure(self, model: torch.nn.Module) -> tuple[float, list[float]]:
-        """Clean accuracy, and ASR per trigger over images that are not of the target class."""
-        x, y = self.x[CLEAN:], self.y[CLEAN:]
-        accuracy = float((self.predict(model, x) == y).float().mean())
-        attack, targets = self.truth["attack"], self.truth["targets"]
-        if attack == "clean":
-            return accuracy, []
-        stamp = self.triggers.trigger(attack)
-        if targets == "y+1":
-            return accuracy, [float((self.predict(model, stamp(x)) == (y + 1) % (int(y.max()) + 1)).float().mean())]
-        rates = []
-        for which, target in enumerate(targets):
-            others = y != target
-            rates.append(float((self.predict(model, stamp(x[others], which)) == target).float().mean()))
-        return accuracy, rates
+        return list(zip(self.x.split(250), self.y.split(250), strict=True))
 
 
 def row(name: str, truth: dict[str, Any], report: tacfast.ScanReport) -> str:
@@ -100,9 +63,9 @@ def scan(
 ) -> None:
     """Verdict beside truth for every model of the zoo, and for every head of a folder with truth.json."""
     out.print("| model | attack | targets | verdict | kind | named | p | MAD index | s |\n|---|---|---|---|---|---|---|---|---|")
-    for folder in sorted(p.parent for p in zoo.glob("*/truth.json")):
-        case = Case(zoo, folder.name, data)
-        out.print(row(case.name, case.truth, tacfast.scan(case.model, case.clean_batches())), markup=False, highlight=False)
+    for model in zoo_models(zoo):
+        case = Case(model, data)
+        out.print(row(model.name, case.truth, tacfast.scan(case.model, case.clean_batches())), markup=False, highlight=False)
     for file in [] if heads is None else sorted(heads.glob("*.npz")):
         truth = json.loads((file.parent / "truth.json").read_text())[file.stem]
         arrays, _ = read_npz(file)
@@ -119,10 +82,10 @@ def agree(
 ) -> None:
     """Do all engines give the same statuses and norms on real heads, and how good are the certificates?"""
     out.print("| head | classes | engine | same status | largest relative difference | worst residual or gap |\n|---|---|---|---|---|---|")
-    for folder in sorted(p.parent for p in zoo.glob("*/truth.json")):
-        case = Case(zoo, folder.name, data)
+    for model in zoo_models(zoo):
+        case = Case(model, data)
         captured = capture(case.model, case.clean_batches())
-        compare(folder.name, captured.weight, captured.bias, captured.latents, most_classes)
+        compare(model.name, captured.weight, captured.bias, captured.latents, most_classes)
     for file in [] if heads is None else sorted(heads.glob("*.npz")):
         arrays, _ = read_npz(file)
         compare(file.stem, arrays["W"], arrays["b"], arrays["Z"], most_classes)
@@ -138,23 +101,6 @@ def compare(name: str, w: Any, b: Any, z: Any, most_classes: int) -> None:
         apart = np.abs(other.norms[solved] / every.norms[classes][solved] - 1).max(initial=0)
         same = f"{np.sum(other.status == every.status[classes])} of {len(classes)}"
         out.print(f"| {name} | {len(w)} | {engine} | {same} | {apart:.1e} | {worst:.1e} |", highlight=False)
-
-
-@app.command()
-def repair(
-    zoo: Annotated[Path, typer.Option()],
-    data: Annotated[Path, typer.Option()],
-    model: Annotated[str, typer.Option()],
-    method: Annotated[str, typer.Option()] = "unlearn",
-) -> None:
-    """Clean accuracy and ASR on unseen images, before and after a repair of the classes that the scan suspects."""
-    case = Case(zoo, model, data)
-    result = tacfast.repair(case.model, case.clean_batches(), method=method)  # type: ignore[arg-type]
-    out.print(f"{model}, truth {case.truth['targets']}: {result!r}", markup=False, highlight=False)
-    for when, network in (("before", case.model), ("after", result.model)):
-        if network is not None:
-            accuracy, rates = case.measure(network)
-            out.print(f"{when}: clean accuracy {accuracy:.4f}, ASR {', '.join(f'{r:.4f}' for r in rates)}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def repair(
     report: ScanReport | None = None,
     *,
     targets: Sequence[int] | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
     method: Method = "auto",
     beta: float | None = None,
     strength: float | None = None,
@@ -58,6 +59,7 @@ def repair(
         loader: clean batches as for `scan`, best with labels; without, the model's predictions stand in. Read once into memory.
         report: a scan of this model; by default it is scanned first. Its `pairs`, where it names any, else its `targets`, are repaired.
         targets: classes to repair against all others, whatever the report says.
+        pairs: (source, target) to repair, for backdoors that depend on an image's class, whatever the report says. Not with `targets`.
         method: "auto" is "unlearn", and where that costs much accuracy "unlearn" with a smaller learning rate if this closes the way to
             the target as well; "unlearn" trains all weights on shifted latents and on inputs under universal perturbations towards the
             target, with the old model as teacher; "finetune" (the paper's) on shifted latents only; "head" does so for the last layer
@@ -77,7 +79,7 @@ def repair(
 
     Raises:
         ModelError: see `scan`.
-        ProblemError: an option is out of range.
+        ProblemError: an option is out of range, or both `targets` and `pairs` are given.
         SolveError: a target has no finite shift, so there is nothing to train against.
     """
     import torch
@@ -86,22 +88,26 @@ def repair(
     from tacfast.methods import METHODS, Job, reach, routes_of, trainable
     from tacfast.patterns import IMAGES
 
+    suspects = _told(targets, pairs)
+    if suspects is None and report is not None:
+        suspects = report.targets, report.pairs
     options = _options(method, {"beta": beta, "strength": strength, "lr": lr, "epochs": epochs, "budget": budget}, seed)
     timing: dict[str, float] = {}
     images, given = _collect(loader)
     batches = list(images.split(_FORWARD_BATCH))
     with timed(timing, "latents"):
-        captured = capture(model, batches, device=device, keep=IMAGES if report is None else 0, progress=progress)
+        captured = capture(model, batches, device=device, keep=IMAGES if suspects is None else 0, progress=progress)
     if given is not None and not 0 <= int(given.min()) <= int(given.max()) < len(captured.weight):
         raise ModelError(f"labels must be classes of the model, 0 to {len(captured.weight) - 1}")
-    if report is None:
+    if suspects is None:
         look = pattern_look(model, captured, timing["latents"], wanted=None, device=device, progress=progress)
-        report = scan_captured(captured, {}, patterns=look, progress=progress)
+        found = scan_captured(captured, {}, patterns=look, progress=progress)
+        suspects = found.targets, found.pairs
     labels = torch.from_numpy(captured.predictions) if given is None else given
-    chosen = _check_targets(report.targets if targets is None else targets, len(captured.weight))
+    chosen, along = _check_targets(suspects[0], len(captured.weight)), _check_pairs(suspects[1], len(captured.weight))
 
     with timed(timing, "solve"):
-        routes = routes_of(captured, labels, chosen, report.pairs if targets is None else ())
+        routes = routes_of(captured, labels, chosen, along)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
     held, train = order.tensor_split([max(1, round(_HELD_OUT * len(images)))])
     state = partial(_state, held=held, labels=labels, routes=routes, answers=captured.predictions)
@@ -154,6 +160,22 @@ def _options(method: str, given: Mapping[str, Any], seed: Any) -> dict[str, Any]
     return {**defaults, **chosen}
 
 
+Suspects = tuple[Sequence[int], Sequence[tuple[int, int]]]
+
+
+def _told(targets: Sequence[int] | None, pairs: Sequence[tuple[int, int]] | None) -> Suspects | None:
+    """Targets and pairs that the caller names; None where a report decides."""
+    if targets is not None and pairs is not None:
+        raise ProblemError("targets and pairs must not be given both: a pair names its target")
+    if pairs is None:
+        return None if targets is None else (targets, ())
+    try:
+        ends = [(operator.index(source), operator.index(target)) for source, target in pairs]
+    except (TypeError, ValueError):
+        raise ProblemError(f"pairs must be a sequence of (source, target), got {pairs!r}") from None
+    return sorted({target for _, target in ends}), ends
+
+
 def _check_targets(targets: Iterable[int], classes: int) -> tuple[int, ...]:
     try:
         chosen = tuple(dict.fromkeys(operator.index(t) for t in targets))
@@ -161,6 +183,13 @@ def _check_targets(targets: Iterable[int], classes: int) -> tuple[int, ...]:
         raise ProblemError(f"targets must be a sequence of classes, got {targets!r}") from None
     if any(not 0 <= t < classes for t in chosen):
         raise ProblemError(f"targets must be from 0 to {classes - 1}, got {list(chosen)}")
+    return chosen
+
+
+def _check_pairs(pairs: Iterable[tuple[int, int]], classes: int) -> tuple[tuple[int, int], ...]:
+    chosen = tuple(dict.fromkeys((int(source), int(target)) for source, target in pairs))
+    if any(source == target or not 0 <= source < classes for source, target in chosen):
+        raise ProblemError(f"pairs must be of two classes from 0 to {classes - 1}, got {list(chosen)}")
     return chosen
 
 
