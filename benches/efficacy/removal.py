@@ -60,7 +60,10 @@ class By(str, Enum):
     network = "network"
 
 
-Folders = Annotated[list[Path] | None, typer.Option("--folder", help="Of trained networks; repeat for several.")]
+Folders = Annotated[
+    list[Path] | None,
+    typer.Option("--folder", help="Of networks that you trained: learnt triggers in it are unpickled. Repeat for several."),
+]
 Zoo = Annotated[Path | None, typer.Option(help="Folder of published models, whose code is run.")]
 DataOption = Annotated[list[str], typer.Option("--data", help="NAME=FILE.npz; repeat for several data sets.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
