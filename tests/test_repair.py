@@ -15,7 +15,7 @@ from tacfast.demo import TARGET, DemoResult, run
 
 #: Every method, with the options that make it quick and sure to change something.
 QUICK: dict[str, dict[str, Any]] = {
-    "auto": {"epochs": 1},
+    "auto": {"epochs": 1, "budget": 0.0},
     "unlearn": {"epochs": 1},
     "finetune": {"epochs": 1},
     "equalize": {"epochs": 1},

@@ -72,15 +72,15 @@ class State:
 
 @dataclass(frozen=True)
 class Trial:
-    """What method "auto" found at a share of the way from the old weights to the new ones, on the clean samples that were held out."""
+    """What one learning rate of method "auto" led to, on the clean samples that were held out."""
 
-    way: float
+    lr: float
     clean_accuracy: float
     #: See `State.reach`.
     reach: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"way": self.way, "clean_accuracy": self.clean_accuracy, "reach": self.reach}
+        return {"lr": self.lr, "clean_accuracy": self.clean_accuracy, "reach": self.reach}
 
     @classmethod
     def from_dict(cls, data: Any) -> Trial:
@@ -89,7 +89,7 @@ class Trial:
         Raises:
             KeyError, TypeError, ValueError: it is none.
         """
-        return cls(number(data["way"]), number(data["clean_accuracy"]), optional_number(data["reach"]))
+        return cls(number(data["lr"]), number(data["clean_accuracy"]), optional_number(data["reach"]))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -110,7 +110,7 @@ class RepairResult(Shown):
     labelled: bool
     settings: Mapping[str, Any]
     timing_s: Mapping[str, float]
-    #: What "auto" tried, in this order; `settings` has the share of the way that it took.
+    #: What "auto" tried, in this order; `settings` has the learning rate that it took.
     trials: tuple[Trial, ...] = ()
     file: Mapping[str, Any] = field(default_factory=dict)
     #: Names of the classes and provenance for a page, see `tacfast.details`; None unless the caller gave them.

@@ -60,17 +60,18 @@ def repair(
         report: a scan of this model; by default it is scanned first. Its `pairs`, where it names any, else its `targets`, are repaired.
         targets: classes to repair against all others, whatever the report says.
         pairs: (source, target) to repair, for backdoors that depend on an image's class, whatever the report says. Not with `targets`.
-        method: "auto" is "unlearn", and where that costs accuracy a part of the way back to the old weights, if the target stays as hard
-            to reach; "unlearn" trains all weights on shifted latents and on inputs under universal perturbations towards the target,
-            with the old model as teacher; "finetune" (the paper's) on shifted latents only; "head" does so for the last layer alone,
-            over cached latents, in seconds; "prune" freezes the latent channels with the largest |s_p| at their mean, as many as the
-            accuracy budget allows; "equalize" raises the target's norm to the median, which hides a backdoor rather than removes it.
+        method: "auto" is "unlearn", and where that costs much accuracy "unlearn" with a smaller learning rate if this closes the way to
+            the target as well; "unlearn" trains all weights on shifted latents and on inputs under universal perturbations towards the
+            target, with the old model as teacher; "finetune" (the paper's) on shifted latents only; "head" does so for the last layer
+            alone, over cached latents, in seconds; "prune" freezes the latent channels with the largest |s_p| at their mean, as many as
+            the accuracy budget allows; "equalize" raises the target's norm to the median, which hides a backdoor rather than removes it.
         beta: weight of the shifted cross-entropy ("auto", "unlearn", "finetune", "head").
         strength: weight of the cross-entropy on perturbed inputs ("auto", "unlearn").
         lr: learning rate ("auto", "unlearn", "finetune", "equalize": SGD; "head": Adam), falling to zero by a cosine.
         epochs: passes over the clean data (all but "head" and "prune"). "auto" and "unlearn" take ten, or as many as make a hundred steps.
-        budget: loss of accuracy, on held-out clean data: the largest that "prune" may cause, and the one from which "auto" goes back. An
-            option that is None is the method's own default; one that the method does not have is refused.
+        budget: loss of accuracy, on held-out clean data: the largest that "prune" may cause, and the one from which "auto" tries the
+            smaller learning rate. An option that is None is the method's own default; one
+            that the method does not have is refused.
         device, seed, progress, file: as for `scan`; `seed` fixes the held-out split and the order of training.
 
     Returns:

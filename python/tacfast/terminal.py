@@ -196,11 +196,9 @@ def show_repair(result: RepairResult) -> None:
         out.print(f"[dim]the first {_ROWS} of {len(result.targets)} targets; --json writes all[/]", soft_wrap=True)
     for trial in result.trials if len(result.trials) > 1 else ():
         reached = "" if trial.reach is None else f", reached {trial.reach:.1%}"
-        taken = " (taken)" if trial.way == result.settings.get("way") else ""
+        taken = " (taken)" if trial.lr == result.settings.get("lr") else ""
         out.print(
-            f"[dim]tried {trial.way:.0%} of the way from the old weights: clean accuracy {trial.clean_accuracy:.1%}{reached}{taken}[/]",
-            highlight=False,
-            soft_wrap=True,
+            f"[dim]tried lr {trial.lr:g}: clean accuracy {trial.clean_accuracy:.1%}{reached}{taken}[/]", highlight=False, soft_wrap=True
         )
     times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in result.timing_s.items())
     note = "" if result.labelled else "; no labels: the model's predictions stood in for them"
