@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tacfast.heads import capture
 from tacfast.methods import Job, Route, routes_of
 from tacfast.methods.perturbations import Perturbations
 from tacfast.methods.training import recompute_statistics
-from tacfast.methods.unlearn import jitter
+from tacfast.methods.views import Views, bears_mirrors
 from tacfast.universal import RADIUS, Room, watching
 
 
@@ -92,8 +93,6 @@ def test_routes_of_targets_and_of_pairs(small_model: nn.Sequential, batches: Any
 
 
 def test_a_report_of_pairs_is_repaired_along_them(small_model: nn.Sequential, batches: Any) -> None:
-    from dataclasses import replace
-
     captured = capture(small_model, batches)
     labels = torch.cat([y for _, y in batches])
     status = tacfast.solve_pairs(captured.weight, captured.bias, captured.latents, labels.numpy()).status
@@ -126,21 +125,47 @@ def test_statistics_are_those_of_the_clean_images(small_model: nn.Sequential, ba
     assert all(m.training for m in small_model.modules())
 
 
-def test_jitter_moves_a_batch_as_one_and_keeps_other_inputs() -> None:
-    images = torch.arange(32.0 * 32).reshape(1, 1, 32, 32).repeat(4, 1, 1, 1)
-    generator = torch.Generator().manual_seed(1)
-    moves = set()
-    for _ in range(400):
-        moved = jitter(images, generator)
-        assert torch.equal(moved[0], moved[3])
-        offset = int(moved[0, 0, 10, 10] - images[0, 0, 10, 10])
-        dy = round(offset / 32)
-        dx = offset - 32 * dy
-        assert torch.equal(moved[0, 0, 4:28, 4:28], images[0, 0, 4 + dy : 28 + dy, 4 + dx : 28 + dx])
-        moves.add((dy, dx))
-    assert moves == {(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)}
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_views_are_moved_and_perhaps_mirrored_each_on_its_own(mirrored: bool) -> None:
+    image = torch.arange(32.0 * 32).reshape(1, 32, 32)
+    views = Views(mirrored, torch.Generator().manual_seed(1))
+    seen = set()
+    for view in views(image.expand(1000, 1, 32, 32)):
+        turned = bool(view[0, 10, 11] < view[0, 10, 10])
+        shown = view.flip(-1) if turned else view
+        dy, dx = divmod(int(shown[0, 10, 10] - image[0, 8, 8]), 32)
+        assert torch.equal(shown[0, 4:28, 4:28], image[0, 2 + dy : 26 + dy, 2 + dx : 26 + dx])
+        seen.add((dy, dx, turned))
+    assert seen == {(dy, dx, turned) for dy in range(5) for dx in range(5) for turned in ({False, True} if mirrored else {False})}
     flat = torch.randn(4, 7)
-    assert torch.equal(jitter(flat, torch.Generator()), flat)
+    assert torch.equal(views(flat), flat)
+
+
+def test_mirrored_images_are_for_networks_that_know_them(small_model: nn.Sequential, batches: Any) -> None:
+    x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+    job = Job(capture(small_model, batches), x, y, torch.arange(60), torch.arange(0), (), "cpu", 0, False)
+
+    def left_or_right(images: torch.Tensor) -> torch.Tensor:
+        """Knows every image as it is: by the brighter half, which mirroring swaps."""
+        right = images[..., 4:].mean((1, 2, 3)) > images[..., :4].mean((1, 2, 3))
+        return torch.nn.functional.one_hot(right.long(), 2).float()
+
+    class Sided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return left_or_right(images)
+
+    sided = Sided().eval()
+    assert not bears_mirrors(sided, replace(job, labels=left_or_right(x).argmax(1)))
+    symmetric = small_model.eval()
+    with torch.no_grad():
+        folded = (x + x.flip(-1)) / 2
+        assert bears_mirrors(symmetric, replace(job, images=folded, labels=symmetric(folded).argmax(1)))
+    flat = nn.Linear(192, 5)
+    assert not bears_mirrors(flat, replace(job, images=x.flatten(1), labels=flat(x.flatten(1)).argmax(1)))
 
 
 def test_watching_puts_everything_back(small_model: nn.Sequential) -> None:

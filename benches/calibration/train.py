@@ -179,6 +179,9 @@ def run(
             for worker in crew:
                 worker.terminate()
         time.sleep(0.5)
+    left = [job.key for job in jobs if job.key not in finished(out / "results.jsonl")]
+    if left:
+        print(f"not finished (in another process's hands, stopped or failed): {', '.join(left)}", flush=True)
     raise typer.Exit(130 if stop.asked else max(abs(worker.exitcode or 0) for worker in crew))
 
 

@@ -14,8 +14,8 @@ from tacfast.methods.training import Job, wide
 from tacfast.methods.unlearn import BETA, LR, STRENGTH, unlearn
 from tacfast.outcome import Trial
 
-#: The second learning rate, for networks that the first one cost too much. Smaller ones leave backdoors (docs/repair.md).
-GENTLE = 0.01
+#: The second learning rate, for networks that the first one cost too much. Smaller ones leave backdoors which no check sees (docs/repair.md).
+GENTLE = 0.02
 #: Loss of accuracy on held-out images from which the second one is tried.
 BUDGET = 0.01
 #: How much more of the held-out images a universal perturbation may send to the target after the second one than after the first.

@@ -1,17 +1,20 @@
 """Shifted latents and perturbed inputs together, with the old network as teacher. May import: torch, training,
-perturbations, universal, heads."""
+perturbations, inner, views, universal, heads."""
 
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot, pad
+from torch.nn.functional import cross_entropy, one_hot
 
 from tacfast.heads import choose_device, head_of, latent_tap, logits_of
+from tacfast.methods.inner import InnerPerturbations, added, sites_of
 from tacfast.methods.perturbations import Perturbations
-from tacfast.methods.training import Job, fit, recompute_statistics, shifted_loss, steps_per_epoch
+from tacfast.methods.training import Job, fit, recompute_statistics, shifted_loss, steps_per_epoch, wide
+from tacfast.methods.views import Views, bears_mirrors
 from tacfast.universal import Room, watching
 
 LR = 0.03
@@ -19,18 +22,21 @@ BETA = 0.3
 STRENGTH = 0.3
 #: Share of the teacher's probabilities, beside the label, in what the network is taught.
 _TEACHER = 0.8
+#: Images that tell how long a perturbation of an inner layer is.
+_SIZED_ON = 100
 
 
 def unlearn(
     model: nn.Module, job: Job, *, beta: float = BETA, strength: float = STRENGTH, lr: float = LR, epochs: int | None = None
 ) -> None:
-    """Train all weights so that neither a latent shift nor a small universal perturbation of the input leads to the target any more.
+    """Train all weights so that neither a latent shift nor a small universal perturbation leads to the target any more.
 
     Three cross-entropies: on clean images; `beta` times on latents shifted by s_p (arXiv:2511.08944); `strength` times on images under
-    universal perturbations towards the target, which are adapted to the network all along (universal adversarial training, Shafahi et al.
-    2020, AAAI, here with a target). The first removes nothing, the second what the head reads of a trigger, the third what the layers
-    before it do with one. What is taught is a mixture of the labels and the unrepaired network's own answers to the clean images, which
-    keeps the clean accuracy (distillation, Hinton et al. 2015). `epochs` are ten by default, or as many as make a hundred steps.
+    universal perturbations towards the target, half of them of the input, half behind an inner layer, which are adapted to the network all
+    along (universal adversarial training, Shafahi et al. 2020, AAAI, here with a target; latent adversarial training, Casper et al. 2024,
+    arXiv:2403.05030). The first removes nothing, the second what the head reads of a trigger, the third what the layers before it do with
+    one. What is taught is a mixture of the labels and the unrepaired network's own answers to the clean images, which keeps the clean
+    accuracy (distillation, Hinton et al. 2015). `epochs` are ten by default, or as many as make a hundred steps.
 
     Raises:
         SolveError: the loss became infinite.
@@ -40,19 +46,19 @@ def unlearn(
     head = head_of(model, job.captured.name)
     routes = tuple(route.to(where) for route in job.routes)
     room = Room.of(job.images).to(where)
-    perturbations = Perturbations(routes, room, job.images.shape[1:], job.seed)
-    moves = torch.Generator().manual_seed(job.seed)
+    outer = Perturbations(routes, room, job.images.shape[1:], job.seed)
+    with watching(model.to(where)):
+        sites = sites_of(model, wide(job.images[job.train[:_SIZED_ON]]).to(where), head)
+    inner = InnerPerturbations(sites, routes, job.seed)
+    views = Views(bears_mirrors(teacher, job), torch.Generator().manual_seed(job.seed))
     with latent_tap(head) as latest:
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
-            images = jitter(images, moves)
+            images = views(images)
             with torch.no_grad():
                 answers = logits_of(teacher(images)).softmax(1)
             wanted = _TEACHER * answers + (1 - _TEACHER) * one_hot(labels, answers.shape[1])
-            with watching(model):
-                stamped = perturbations.stamp(model, images, labels)
-            # One batch, so that batch normalisation sees both kinds together.
-            clean, perturbed = logits_of(model(torch.cat([images, stamped]))).tensor_split(2)
+            clean, perturbed = clean_and_perturbed(model, images, labels, outer, inner)
             latents = latest[0][: len(images)]
             return (
                 cross_entropy(clean, wanted)
@@ -64,16 +70,20 @@ def unlearn(
     recompute_statistics(model, job)
 
 
+def clean_and_perturbed(
+    model: nn.Module, images: Tensor, labels: Tensor, outer: Perturbations, inner: InnerPerturbations
+) -> tuple[Tensor, Tensor]:
+    """Logits of a batch of images, and of the same images under perturbations: half of them in the input, half of them further in."""
+    half = len(images) - (len(images) // 2 if inner.sites else 0)
+    with watching(model):
+        stamped = outer.stamp(model, images[:half], labels[:half])
+        place = inner.adapt(model, images[half:], labels[half:]) if half < len(images) else None
+    # One batch, so that batch normalisation sees all kinds together.
+    with added(*place, first=len(images) + half) if place else nullcontext():
+        clean, perturbed = logits_of(model(torch.cat([images, stamped, images[half:]]))).tensor_split(2)
+    return clean, perturbed
+
+
 def epochs_of(job: Job) -> int:
     """Ten epochs, or as many as make a hundred steps where the clean samples are few."""
     return max(10, -(-100 // steps_per_epoch(job)))
-
-
-def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A batch of images moved by up to a sixteenth of their size, all in one direction, the border reflected."""
-    if images.ndim != 4:
-        return images
-    height, width = images.shape[2:]
-    up, left = height // 16, width // 16
-    dy, dx = (int(torch.randint(0, 2 * by + 1, (), generator=generator)) for by in (up, left))
-    return pad(images, (left, left, up, up), mode="reflect")[:, :, dy : dy + height, dx : dx + width]

@@ -1,0 +1,141 @@
+"""Perturbations of inner layers along a backdoor's routes, which a repair trains against. May import: torch, heads, routes.
+
+Some triggers differ from image to image; no pattern of the input stands for all of them. What they have in common shows further in: the
+channels in which the network notices them. A universal perturbation of an inner layer's output, one number a channel, is to that layer
+what s_p is to the last one (latent adversarial training: Casper et al. 2024, arXiv:2403.05030; universal, in the embedding of language
+models: Zeng et al. 2024, arXiv:2406.17092).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tacfast.heads import logits_of
+from tacfast.methods.routes import Route
+
+#: Length of a perturbation, relative to the mean distance of an output from the mean output.
+_RADIUS = 0.5
+#: Length of a gradient step, relative to that of the perturbation.
+_STEP = 0.3
+#: Steps whenever a perturbation is used, and before its first use; uses after which one is begun anew.
+_STEPS, _FIRST, _LIFE = 2, 6, 20
+
+#: Where perturbations are added: behind every layer of the first of these kinds that the model has.
+_KINDS: tuple[tuple[type[nn.Module], ...], ...] = (
+    (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+    (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    (nn.Linear,),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A layer behind which something is added."""
+
+    module: nn.Module
+    #: Of a perturbation: one number a channel, the same wherever in the image and for all images.
+    shape: tuple[int, ...]
+    #: Length of a perturbation at most.
+    radius: float
+
+
+def sites_of(model: nn.Module, images: Tensor, head: nn.Module) -> list[Site]:
+    """The inner layers of a model in eval mode that perturbations can be added behind, by running it on some images.
+
+    Normalisation layers, or where there are none convolutions, or linear layers. The head is none of them, nor is a layer that runs
+    more than once or whose output is not one tensor with a row an image.
+    """
+    own = set(head.modules())
+    for kinds in _KINDS:
+        found: dict[nn.Module, list[Site | None]] = {m: [] for m in model.modules() if isinstance(m, kinds) and m not in own}
+
+        def see(module: nn.Module, _: Any, output: Any, found: dict[nn.Module, list[Site | None]] = found) -> None:
+            found[module].append(_site(module, output) if isinstance(output, Tensor) and len(output) == len(images) else None)
+
+        hooks = [module.register_forward_hook(see) for module in found]
+        try:
+            with torch.no_grad():
+                model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        sites = [seen[0] for seen in found.values() if len(seen) == 1]
+        if any(sites):
+            return [site for site in sites if site is not None]
+    return []
+
+
+def _site(module: nn.Module, output: Tensor) -> Site | None:
+    """None where the layer says the same of all images."""
+    spread = float((output - output.mean(0)).flatten(1).norm(dim=1).mean())
+    axis = _channels(module, output)
+    shape = tuple(size if a == axis else 1 for a, size in enumerate(output.shape))[1:]
+    places = output[0].numel() / output.shape[axis]
+    return Site(module, shape, _RADIUS * spread / places**0.5) if spread > 0 else None
+
+
+def _channels(module: nn.Module, output: Tensor) -> int:
+    """The axis of the channels: the last one behind linear layers and most LayerNorms, the second behind all others."""
+    normalised = getattr(module, "normalized_shape", None)
+    last = isinstance(module, nn.Linear) or (normalised is not None and output.shape[-1] == normalised[-1])
+    return output.ndim - 1 if last else 1
+
+
+@contextmanager
+def added(site: Site, pattern: Tensor, first: int = 0) -> Iterator[None]:
+    """While this lasts, the model adds a pattern to the site's output, to that of all images from the `first` on."""
+
+    def add(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        return torch.cat([output[:first], output[first:] + pattern.to(output.dtype)])
+
+    hook = site.module.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class InnerPerturbations:
+    """Universal perturbations of a model's inner layers along some routes, one for each layer and route, adapted as it changes."""
+
+    def __init__(self, sites: Sequence[Site], routes: tuple[Route, ...], seed: int) -> None:
+        self.sites, self.routes = sites, routes
+        self.generator = torch.Generator().manual_seed(seed)
+        self.patterns: dict[tuple[int, int], Tensor] = {}
+        self.uses: dict[tuple[int, int], int] = {}
+        self.turn = 0
+
+    def adapt(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Site, Tensor]:
+        """The perturbation behind a layer drawn at random, for the route whose turn it is, adapted on a batch.
+
+        The model must be in eval mode; its weights get no gradients.
+        """
+        place = self.turn % len(self.routes), int(torch.randint(len(self.sites), (), generator=self.generator))
+        self.turn += 1
+        route, site = self.routes[place[0]], self.sites[place[1]]
+        pattern, steps = self.patterns.get(place), _STEPS
+        if pattern is None or self.uses[place] >= _LIFE:
+            noise = torch.randn(site.shape, generator=self.generator)
+            pattern, self.uses[place], steps = (noise * (_STEP * site.radius / noise.norm())).to(images.device), 0, _FIRST
+        for _ in range(steps):
+            pattern = _step(model, images, route.wanted[labels], site, pattern)
+        self.patterns[place] = pattern
+        self.uses[place] += 1
+        return site, pattern
+
+
+def _step(model: nn.Module, images: Tensor, wanted: Tensor, site: Site, pattern: Tensor) -> Tensor:
+    """One step of normalised length towards the wanted classes, projected onto the ball."""
+    pattern = pattern.detach().requires_grad_()
+    with torch.enable_grad(), added(site, pattern):
+        (slope,) = torch.autograd.grad(cross_entropy(logits_of(model(images)), wanted), pattern)
+    moved = pattern.detach() - slope * (_STEP * site.radius / slope.norm().clamp_min(1e-12))
+    shortened: Tensor = moved * (site.radius / moved.norm().clamp_min(1e-12)).clamp_max(1.0)
+    return shortened
