@@ -60,6 +60,26 @@ def test_without_normalisation_the_convolutions_then_the_linear_layers_but_never
     assert not any(m._forward_hooks for model in (plain, linear, only) for m in model.modules())
 
 
+class Branches(nn.Module):
+    """Two normalisation layers that the logits do not depend on, one that says the same of all images, and one site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.detached, self.constant, self.norm = (nn.BatchNorm2d(3) for _ in range(4))
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unused(x)
+        z = self.norm(x + self.detached(x).detach()) + self.constant(torch.ones_like(x))
+        return self.head(z.mean((2, 3)))
+
+
+def test_layers_that_do_not_matter_are_no_sites(images: Tensor) -> None:
+    model = Branches().eval()
+    (site,) = sites_of(model, images, model.head)
+    assert site.module is model.norm
+
+
 def test_a_perturbation_as_long_as_allowed_moves_an_output_by_half_its_spread(images: Tensor, small_model: nn.Sequential) -> None:
     small_model.eval()
     (site,) = sites_of(small_model, images, small_model[-1])

@@ -14,7 +14,7 @@ from tacfast.methods.training import Job, wide
 from tacfast.methods.unlearn import BETA, LR, STRENGTH, unlearn
 from tacfast.outcome import Trial
 
-#: The second learning rate, for networks that the first one cost too much. Smaller ones leave backdoors which no check sees (docs/repair.md).
+#: The second learning rate, for networks that the first one cost too much. Smaller ones leave backdoors that no check sees: docs/repair.md.
 GENTLE = 0.02
 #: Loss of accuracy on held-out images from which the second one is tried.
 BUDGET = 0.01

@@ -27,6 +27,9 @@ _STEP = 0.3
 #: Steps whenever a perturbation is used, and before its first use; uses after which one is begun anew.
 _STEPS, _FIRST, _LIFE = 2, 6, 20
 
+#: Relative spread of an output below which it is the same for all images.
+_ROUNDING = 1e-5
+
 #: Where perturbations are added: behind every layer of the first of these kinds that the model has.
 _KINDS: tuple[tuple[type[nn.Module], ...], ...] = (
     (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
@@ -50,35 +53,52 @@ def sites_of(model: nn.Module, images: Tensor, head: nn.Module) -> list[Site]:
     """The inner layers of a model in eval mode that perturbations can be added behind, by running it on some images.
 
     Normalisation layers, or where there are none convolutions, or linear layers. The head is none of them, nor is a layer that runs
-    more than once or whose output is not one tensor with a row an image.
+    more than once, whose output is not one tensor with a row an image, or that the logits do not depend on.
     """
     own = set(head.modules())
     for kinds in _KINDS:
-        found: dict[nn.Module, list[Site | None]] = {m: [] for m in model.modules() if isinstance(m, kinds) and m not in own}
-
-        def see(module: nn.Module, _: Any, output: Any, found: dict[nn.Module, list[Site | None]] = found) -> None:
-            found[module].append(_site(module, output) if isinstance(output, Tensor) and len(output) == len(images) else None)
-
-        hooks = [module.register_forward_hook(see) for module in found]
-        try:
-            with torch.no_grad():
-                model(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        sites = [seen[0] for seen in found.values() if len(seen) == 1]
-        if any(sites):
-            return [site for site in sites if site is not None]
+        sites = _working(model, images, [m for m in model.modules() if isinstance(m, kinds) and m not in own])
+        if sites:
+            return sites
     return []
 
 
+def _working(model: nn.Module, images: Tensor, layers: list[nn.Module]) -> list[Site]:
+    """Those of some layers that can be sites."""
+    found: dict[nn.Module, list[tuple[Site, Tensor] | None]] = {layer: [] for layer in layers}
+
+    def see(module: nn.Module, _: Any, output: Any) -> Any:
+        site = _site(module, output) if isinstance(output, Tensor) and output.ndim > 1 and len(output) == len(images) else None
+        if site is None:
+            found[module].append(None)
+            return output
+        # Nothing is added, but the gradient tells whether something would matter.
+        nothing = torch.zeros(site.shape, dtype=output.dtype, device=output.device, requires_grad=True)
+        found[module].append((site, nothing))
+        return output + nothing
+
+    hooks = [layer.register_forward_hook(see) for layer in found]
+    try:
+        with torch.enable_grad():
+            total = logits_of(model(images)).sum()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    once = [seen[0] for seen in found.values() if len(seen) == 1 and seen[0] is not None]
+    if not once or not total.requires_grad:
+        return []
+    slopes = torch.autograd.grad(total, [nothing for _, nothing in once], allow_unused=True)
+    return [site for (site, _), slope in zip(once, slopes, strict=True) if slope is not None]
+
+
 def _site(module: nn.Module, output: Tensor) -> Site | None:
-    """None where the layer says the same of all images."""
-    spread = float((output - output.mean(0)).flatten(1).norm(dim=1).mean())
+    """None where the layer says the same of all images, up to rounding."""
+    rows = output.detach().flatten(1)
+    spread, length = (float(part.norm(dim=1).mean()) for part in (rows - rows.mean(0), rows))
     axis = _channels(module, output)
     shape = tuple(size if a == axis else 1 for a, size in enumerate(output.shape))[1:]
     places = output[0].numel() / output.shape[axis]
-    return Site(module, shape, _RADIUS * spread / places**0.5) if spread > 0 else None
+    return Site(module, shape, _RADIUS * spread / places**0.5) if spread > _ROUNDING * length else None
 
 
 def _channels(module: nn.Module, output: Tensor) -> int:
