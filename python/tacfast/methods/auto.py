@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tacfast.heads import choose_device, logits_of
+from tacfast.heads import choose_device
 from tacfast.methods.reach import reach
-from tacfast.methods.training import Job, wide
+from tacfast.methods.training import Job, accuracy
 from tacfast.methods.unlearn import BETA, LR, STRENGTH, unlearn
 from tacfast.outcome import Trial
 
@@ -20,7 +19,6 @@ GENTLE = 0.02
 BUDGET = 0.01
 #: How much more of the held-out images a universal perturbation may send to the target after the second one than after the first.
 SLACK = 0.05
-_FORWARD = 250
 
 
 def better(trial: Trial, other: Trial) -> bool:
@@ -68,6 +66,4 @@ def auto(
 def _accuracy(model: nn.Module, job: Job) -> float:
     where = choose_device(model, job.device)
     model.to(where).eval()
-    with torch.no_grad():
-        answers = [logits_of(model(wide(job.images[i]).to(where))).argmax(1).cpu() for i in job.held.split(_FORWARD)]
-    return float((torch.cat(answers) == job.labels[job.held]).double().mean())
+    return accuracy(model, job, job.held)

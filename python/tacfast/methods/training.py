@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tacfast.errors import SolveError
-from tacfast.heads import Captured, choose_device
+from tacfast.heads import Captured, choose_device, logits_of
 from tacfast.methods.routes import Route, targets_of
 from tacfast.precision import mixed_precision
 from tacfast.progress import track
 
 _BATCH = 64
-_STATISTICS_BATCH = 250
+#: Samples of a forward pass without gradients.
+_FORWARD = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +125,24 @@ def recompute_statistics(model: nn.Module, job: Job) -> None:
         layer.train()
     where = next(model.parameters()).device
     with torch.no_grad():
-        for index in job.train.tensor_split(max(1, round(len(job.train) / _STATISTICS_BATCH))):
+        for index in job.train.tensor_split(max(1, round(len(job.train) / _FORWARD))):
             model(wide(job.images[index]).to(where))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     for m, training in modes.items():
         m.training = training
+
+
+def accuracy(model: nn.Module, job: Job, index: Tensor, *, mirrored: bool = False) -> float:
+    """Of a model in eval mode, where it is, on some of the clean samples, their images mirrored if asked for."""
+    where = next(model.parameters()).device
+    right = 0
+    with torch.no_grad():
+        for part in index.split(_FORWARD):
+            images = wide(job.images[part]).to(where)
+            answers = logits_of(model(images.flip(-1) if mirrored else images)).argmax(1).cpu()
+            right += int((answers == job.labels[part]).sum())
+    return right / len(index)
 
 
 def wide(images: Tensor) -> Tensor:

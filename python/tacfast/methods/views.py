@@ -1,4 +1,4 @@
-"""Other views of the clean images, which a repair trains on as well. May import: torch, training, heads."""
+"""Other views of the clean images, which a repair trains on as well. May import: torch, training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tacfast.heads import logits_of
-from tacfast.methods.training import Job, wide
+from tacfast.methods.training import Job, accuracy
 
 #: Loss of accuracy on mirrored images up to which a network is taken for one that was trained on them.
 _MIRROR_LOSS = 0.02
-_FORWARD = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +44,4 @@ def bears_mirrors(model: nn.Module, job: Job) -> bool:
     """Whether a network in eval mode is nearly as accurate on mirrored clean images: cats may be mirrored, digits and traffic signs not."""
     if job.images.ndim != 4:
         return False
-    where = next(model.parameters()).device
-    right = [0, 0]
-    with torch.no_grad():
-        for index in job.train.split(_FORWARD):
-            images, labels = wide(job.images[index]).to(where), job.labels[index].to(where)
-            for turned, shown in enumerate((images, images.flip(-1))):
-                right[turned] += int((logits_of(model(shown)).argmax(1) == labels).sum())
-    return right[1] >= right[0] - _MIRROR_LOSS * len(job.train)
+    return accuracy(model, job, job.train, mirrored=True) >= accuracy(model, job, job.train) - _MIRROR_LOSS
