@@ -27,11 +27,12 @@ def job(small_model: nn.Sequential, batches: Any) -> Job:
 @pytest.mark.parametrize(
     ("accuracies", "reaches", "tried", "taken"),
     [
-        ((0.9, 0.895), (0.2,), 1, LR),  # within the budget
-        ((0.9, 0.85, 0.88), (0.2, 0.24), 2, GENTLE),  # dear; the second is better and as closed
-        ((0.9, 0.85, 0.88), (0.2, 0.3), 2, LR),  # the second leaves the way more open
-        ((0.9, 0.85, 0.85), (0.2, 0.1), 2, LR),  # the second is no more accurate
-        ((0.9, 0.85, 0.88), (None, None), 2, GENTLE),  # nothing to be reached
+        ((0.9, 0.9), (0.2,), 1, LR),
+        ((0.9, 0.85), (0.2,), 1, LR),  # one of the twenty held-out images
+        ((0.9, 0.8, 0.85), (0.2, 0.24), 2, GENTLE),  # dear; the second is better and as closed
+        ((0.9, 0.8, 0.85), (0.2, 0.3), 2, LR),  # the second leaves the way more open
+        ((0.9, 0.8, 0.8), (0.2, 0.1), 2, LR),  # the second is no more accurate
+        ((0.9, 0.8, 0.85), (None, None), 2, GENTLE),  # nothing to be reached
     ],
 )
 def test_the_better_try_is_taken(

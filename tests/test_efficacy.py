@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from plan import Job, backdoors
 from results import append_line, read_lines
 from torch import Tensor, nn
 from typer.testing import CliRunner
+from zoo_models import Stamp
 
 from tacfast.attacks import AllToOne, Backdoor, Blend, Patch, Warp, attack_success_rate, choose
 from tacfast.checkpoints import save_safetensors
@@ -247,13 +249,19 @@ class TestHarness:
         line = read_lines(tmp_path / "results.jsonl")[0]
         assert line["before"]["triggers"][0]["asr"] > 0.9
         assert line["after"] != line["before"]
+        shutil.copytree(tmp_path, tmp_path / "unscanned")
         call("last", *where)
         again = read_lines(tmp_path / "last.jsonl")[0]
         assert again["attempt"] == line["attempt"]
         assert again["retuned"]["accuracy"] > 0.7
         assert again["scan"]["verdict"] in ("clean", "backdoored", "inconclusive")
         assert again["reoptimised"]["accuracy"] == line["after"]["accuracy"]
-        assert "retuned" in call("table", "--out", tmp_path).output
+        flagged = int(again["scan"]["verdict"] == "backdoored")
+        assert f"| {flagged} of 1 | 1 |" in call("table", "--out", tmp_path).output
+        unscanned = [*where[:-1], tmp_path / "unscanned"]
+        call("last", *unscanned, "--no-scan")
+        assert read_lines(tmp_path / "unscanned" / "last.jsonl")[0] == {**again, "scan": None}
+        assert "| - | 1 |" in call("table", "--out", tmp_path / "unscanned").output
 
     def test_a_missed_target_leaves_the_backdoor(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(attempts.tacfast, "scan", lambda *_, **__: type("Report", (), {"targets": (), "pairs": ()})())
@@ -304,7 +312,7 @@ class TestLasting:
             old, new = (float(model(stamp(images))[:, 5].mean()) for stamp in (trigger, changed))
         assert new > old + 1
         moved = (changed(images) - images).abs()
-        within = lasting.reach(trigger)
+        within = lasting.reach(trigger, images.shape[1:])
         assert within is not None
         assert float(moved.max()) <= within[1] + 1e-6
         if isinstance(trigger, Patch):
@@ -313,7 +321,19 @@ class TestLasting:
             assert touched.max() <= 14
 
     def test_triggers_without_a_place_are_left_out(self) -> None:
-        assert lasting.reach(Warp()) is None
+        shape = (3, 16, 16)
+        assert lasting.reach(Warp(), shape) is None
+        assert lasting.reach(Stamp("warp", Warp()), shape) is None
+        assert lasting.reach(Stamp("wave", lambda images: (images + torch.linspace(0, 0.1, 16)).clamp(0, 1)), shape) is None
+
+    def test_a_trigger_known_by_what_it_does_only_has_the_same_reach(self) -> None:
+        shape = (3, 16, 16)
+        for trigger in (Patch(), Blend(ratio=0.1)):
+            known, probed = (lasting.reach(t, shape) for t in (trigger, Stamp("published", trigger)))
+            assert known is not None
+            assert probed is not None
+            assert torch.equal(known[0], probed[0])
+            assert known[1] == pytest.approx(probed[1], abs=1e-5)
 
     def test_five_poisoned_images_bring_a_backdoor_back_to_the_network_that_has_it(self, model: nn.Module, digits: Data) -> None:
         before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -1,4 +1,5 @@
-"""Does a repair last? What becomes of it under an attacker who goes on, and what a second scan says. May import: subjects, scores, tacfast.
+"""Does a repair last? What becomes of it under an attacker who goes on, and what a second scan says. May import: subjects,
+zoo_models, scores, tacfast.
 
 `retuned`: the attacker fine-tunes the repaired network with a few poisoned images (the retuning attack of Min, Qin, Zhang, Shen & Cheng
 2024, arXiv:2410.09838: 2 % of the training images, 5 of them poisoned, rate 0.01; here 40 steps of 128 images, as many as theirs take on
@@ -19,6 +20,7 @@ from scores import Behaviour, behaviour
 from subjects import Pair, Subject
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from zoo_models import Stamp
 
 import tacfast
 from tacfast.attacks import Backdoor, Blend, Lira, LowFrequency, Patch, Sinusoid, Trigger, TrojanPatch, triggered
@@ -31,22 +33,24 @@ SEARCH_STEPS, SEARCH_STEP, SEARCH_BATCH = 100, 0.1, 64
 VICTIMS = 1000
 
 
-def lasting(subject: Subject, repaired: nn.Module, clean: Pair, seed: int) -> dict[str, Any]:
-    """What the repaired network does after retuning and under new triggers, and what a scan with the defender's images says of it."""
+def lasting(subject: Subject, repaired: nn.Module, clean: Pair, seed: int, scan: bool) -> dict[str, Any]:
+    """What the repaired network does after retuning and under new triggers, and, on request, what a scan with the defender's images says
+    of it."""
 
     def measure(model: nn.Module, doors: Sequence[Backdoor]) -> Behaviour:
         return behaviour(model, doors, subject.targets, *subject.rest)
 
     again = retuned(repaired, subject.doors, _owned(subject.data, subject.doors, seed), seed)
-    found: dict[str, Any] = {"retuned": measure(again, subject.doors), "reoptimised": None}
-    if all(reach(door.trigger) for door in subject.doors):
+    found: dict[str, Any] = {"retuned": measure(again, subject.doors), "reoptimised": None, "scan": None}
+    if all(reach(door.trigger, subject.data.x_train.shape[1:]) for door in subject.doors):
         doors = []
         for door in subject.doors:
             victims = _drawn(subject.data, _victims(subject.data, door, seed)[:VICTIMS])
             doors.append(Backdoor(reoptimised(repaired, door, victims, seed), door.rule))
         found["reoptimised"] = measure(repaired, doors)
-    report = tacfast.scan(repaired, list(zip(clean[0].split(250), clean[1].split(250), strict=True)), device="cpu")
-    found["scan"] = {"verdict": report.verdict, "targets": list(report.targets), "p_value": report.p_value}
+    if scan:
+        report = tacfast.scan(repaired, list(zip(clean[0].split(250), clean[1].split(250), strict=True)), device="cpu")
+        found["scan"] = {"verdict": report.verdict, "targets": list(report.targets), "p_value": report.p_value}
     return found
 
 
@@ -103,26 +107,40 @@ class Changed(Trigger):
         return images + (stamped + self.change - images).clamp(-self.bound, self.bound)
 
 
-def reach(trigger: Trigger) -> tuple[Patch | None, float] | None:
-    """Where a trigger may be changed, everywhere if None, and by how much it may move a value; None for triggers that are neither put into
-    a place nor added."""
+def reach(trigger: Trigger, shape: Sequence[int]) -> tuple[Tensor, float] | None:
+    """Where a trigger may be changed, 1.0 there and 0.0 elsewhere, (channels, H, W), and by how much it may move a value; None for
+    triggers that are neither put into a place nor added."""
     if isinstance(trigger, (Patch, TrojanPatch)):
         size = trigger.size if isinstance(trigger, Patch) else trigger.values.shape[-1]
-        return Patch(size=size, corner=trigger.corner, margin=trigger.margin), 1.0
+        place = Patch(size=size, corner=trigger.corner, margin=trigger.margin)
+        return place.put(torch.zeros(1, *shape), torch.ones(shape[0], size, size))[0], 1.0
+    if isinstance(trigger, Stamp):
+        return _probed(trigger, shape)
     if isinstance(trigger, Blend):
-        return None, trigger.ratio
+        return torch.ones(*shape), trigger.ratio
     if isinstance(trigger, (Sinusoid, LowFrequency)):
-        return None, trigger.amplitude
-    return (None, trigger.epsilon) if isinstance(trigger, Lira) else None
+        return torch.ones(*shape), trigger.amplitude
+    return (torch.ones(*shape), trigger.epsilon) if isinstance(trigger, Lira) else None
+
+
+def _probed(trigger: Trigger, shape: Sequence[int]) -> tuple[Tensor, float] | None:
+    """The same of a trigger that is known by what it does only: it replaces some values, or blends all of them in one ratio."""
+    with torch.no_grad():
+        kept = trigger(torch.ones(1, *shape))[0] - trigger(torch.zeros(1, *shape))[0]
+    replaced = kept.abs() < 1e-6
+    if replaced.any() and bool((kept[~replaced] == 1).all()):
+        return replaced.float(), 1.0
+    ratio = 1 - float(kept.mean())
+    blended = ratio > 1e-6 and bool(((1 - kept) - ratio).abs().max() < 1e-5)
+    return (torch.ones(*shape), ratio) if blended else None
 
 
 def reoptimised(model: nn.Module, door: Backdoor, owned: Pair, seed: int) -> Changed:
     """The trigger after a search, from itself, for the change that sends most victims where the attacker wants them."""
-    within = reach(door.trigger)
-    assert within is not None
-    place, bound = within
     shape = owned[0].shape[1:]
-    mask = torch.ones(shape) if place is None else place.put(torch.zeros(1, *shape), torch.ones(shape[0], place.size, place.size))[0]
+    within = reach(door.trigger, shape)
+    assert within is not None
+    mask, bound = within
     rows = torch.nonzero(door.rule.victims(owned[1]))[:, 0]
     images, wanted = owned[0][rows], door.rule.relabel(owned[1][rows])
     change = torch.zeros(shape, requires_grad=True)

@@ -176,6 +176,7 @@ def last(
     attack: Attacks = None,
     network: Keys = None,
     seeds: SeedsOption = Seeds.all,
+    scan: Annotated[bool, typer.Option(help="Scan the repaired networks again, minutes each.")] = True,
     workers: Workers = 1,
 ) -> None:
     """Attack the repaired networks of `run` again."""
@@ -193,7 +194,7 @@ def last(
     def again(subject: Subject, job: Attempt) -> dict[str, Any]:
         model = subject.load(out / "models" / f"{job.key}.safetensors")
         line = {**job.to_dict(), **{name: subject.line[name] for name in ("dataset", "arch", "attack", "rate")}}
-        return rounded(line | lasting(subject, model, subject.clean(job.share), job.seed))
+        return rounded(line | lasting(subject, model, subject.clean(job.share), job.seed, scan))
 
     crew(workers, lines, jobs, sets, out, "last", again)
 

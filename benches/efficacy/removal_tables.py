@@ -112,8 +112,9 @@ def last_tables(lines: Sequence[Line]) -> str:
         text += [title.replace("###", "### Attacked again:"), _cells(["ACC / ASR / excess, %", *_AGAIN]), _cells(["---"] * 5)]
         for method in _order(kept, lambda line: line["method"]):
             mine = [line for line in kept if line["method"] == method]
-            flagged = sum(line["scan"]["verdict"] == "backdoored" for line in mine)
-            text.append(_cells([method, _attacked(mine, "retuned"), _attacked(mine, "reoptimised"), str(flagged), str(len(mine))]))
+            scans = [line["scan"]["verdict"] == "backdoored" for line in mine if line["scan"]]
+            flagged = f"{sum(scans)} of {len(scans)}" if scans else "-"
+            text.append(_cells([method, _attacked(mine, "retuned"), _attacked(mine, "reoptimised"), flagged, str(len(mine))]))
     return "\n".join(text) + "\n"
 
 
