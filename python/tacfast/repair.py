@@ -71,7 +71,8 @@ def repair(
         lr: learning rate ("auto", "unlearn", "finetune", "equalize": SGD; "head": Adam), falling to zero by a cosine.
         epochs: passes over the clean data (all but "head" and "prune"). "auto" and "unlearn" take ten, or as many as make a hundred steps.
         budget: loss of accuracy, on held-out clean data: the largest that "prune" may cause, and the one from which "auto" tries the
-            smaller learning rate. An option that is None is the method's own default; one that the method does not have is refused.
+            smaller learning rate, though never for a single sample. An option that is None is the method's own default; one that the
+            method does not have is refused.
         device, seed, progress, file: as for `scan`; `seed` fixes the held-out split and the order of training.
 
     Returns:
