@@ -20,7 +20,7 @@ from tacfast.heads import evaluating, logits_of
 from tacfast.openness import FEW_PIXELS, SHORT, Patterns
 from tacfast.precision import mixed_precision
 from tacfast.progress import track
-from tacfast.universal import Room, descend, fresh, step, watching
+from tacfast.universal import SPARSE_RADIUS, Room, fresh, sparse_step, step, watching
 
 #: Images that are asked for: half of them make the patterns, half measure them.
 IMAGES = 400
@@ -28,8 +28,8 @@ IMAGES = 400
 FEWEST_IMAGES = 50
 #: Length of a short pattern, relative to the mean distance of an image from the mean image.
 _LENGTH = 0.05
-#: Share of the pixels that the other pattern may change, and the length of its steps, relative as above.
-_PIXELS, _SPARSE_LENGTH = 0.01, 2.0
+#: Share of the pixels that the other pattern may change.
+_PIXELS = 0.01
 _STEPS, _BATCH = {SHORT: 12, FEW_PIXELS: 16}, 32
 #: Of the steps, those in which the pixels become few.
 _THINNING = 0.7
@@ -95,32 +95,16 @@ def _short(images: Tensor, seed: int, device: torch.device) -> tuple[Room, _Make
 
 
 def _few_pixels(images: Tensor, device: torch.device) -> tuple[Room, _Maker]:
-    room = Room.of(images, _SPARSE_LENGTH).to(device)
-    #: No image can change by more.
-    span = room.high - room.low
-    pixels = images[0, 0].numel() if images.ndim > 2 else images[0].numel()
-    fewest = max(1, round(_PIXELS * pixels))
+    room = Room.of(images, SPARSE_RADIUS).to(device)
 
     def make(run: _Run, batches: list[Tensor], k: int) -> Tensor:
         pattern = torch.zeros(images.shape[1:], dtype=images.dtype, device=device)
         for number, batch in enumerate(batches):
-            pattern = descend(run, batch.to(device), _all(k, batch, device), pattern, room)
-            # From all pixels to few, by the same factor in each step.
             left = max(0.0, 1 - (number + 1) / (_THINNING * len(batches)))
-            pattern = _largest(pattern, round(fewest * (pixels / fewest) ** left))
-            pattern = torch.minimum(torch.maximum(pattern, -span), span)
+            pattern = sparse_step(run, batch.to(device), _all(k, batch, device), pattern, room, _PIXELS, left)
         return pattern
 
     return room, make
-
-
-def _largest(pattern: Tensor, count: int) -> Tensor:
-    """Only the pixels that change most, over all channels."""
-    energy = pattern.square().sum(0) if pattern.ndim > 1 else pattern.square()
-    keep = torch.zeros_like(energy).flatten()
-    keep[energy.flatten().topk(count).indices] = 1
-    kept: Tensor = pattern * keep.view_as(energy)
-    return kept
 
 
 def _all(k: int, batch: Tensor, device: torch.device) -> Tensor:

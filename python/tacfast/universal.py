@@ -2,7 +2,8 @@
 
 A trigger works on (nearly) every image, so a backdoored network is open to *universal* perturbations towards its target, even where the
 trigger itself is no pattern. They are to the input what s_p is to the latents, and found by projected gradient steps (universal
-perturbations: Moosavi-Dezfooli et al. 2017, CVPR).
+perturbations: Moosavi-Dezfooli et al. 2017, CVPR). Two kinds: short patterns, near triggers that are spread over the image, and patterns
+of few pixels and any strength, near patches (Brown et al. 2017, arXiv:1712.09665).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tacfast.heads import logits_of
 RADIUS = 0.15
 #: Length of a gradient step, relative to the radius.
 _STEP = 0.3
+#: Radius of the steps of the other kind of pattern, relative as above.
+SPARSE_RADIUS = 2.0
 
 
 #: From images to whatever holds logits.
@@ -59,12 +62,32 @@ def fresh(shape: torch.Size, room: Room, generator: torch.Generator) -> Tensor:
 
 def step(model: Model, images: Tensor, wanted: Tensor, pattern: Tensor, room: Room) -> Tensor:
     """One step of normalised length towards the wanted classes, projected onto the ball."""
-    moved = descend(model, images, wanted, pattern, room)
+    moved = _descend(model, images, wanted, pattern, room)
     shortened: Tensor = moved * (room.radius / moved.norm()).clamp_max(1.0)
     return shortened
 
 
-def descend(model: Model, images: Tensor, wanted: Tensor, pattern: Tensor, room: Room) -> Tensor:
+def sparse_step(model: Model, images: Tensor, wanted: Tensor, pattern: Tensor, room: Room, share: float, left: float) -> Tensor:
+    """One step towards the wanted classes, after which only the pixels that change most stay, over all channels.
+
+    Args:
+        room: of SPARSE_RADIUS.
+        share: of the pixels that stay in the end.
+        left: what is left of the way from all pixels (1) to that share (0). Each equal part of it divides their number by the same factor.
+    """
+    moved = _descend(model, images, wanted, pattern, room)
+    energy = moved.square().sum(0) if moved.ndim > 1 else moved.square()
+    pixels = energy.numel()
+    fewest = max(1, round(share * pixels))
+    keep = torch.zeros_like(energy).flatten()
+    keep[energy.flatten().topk(round(fewest * (pixels / fewest) ** left)).indices] = 1
+    # No image can change by more.
+    span = room.high - room.low
+    kept: Tensor = torch.minimum(torch.maximum(moved * keep.view_as(energy), -span), span)
+    return kept
+
+
+def _descend(model: Model, images: Tensor, wanted: Tensor, pattern: Tensor, room: Room) -> Tensor:
     """One step of normalised length towards the wanted classes."""
     pattern = pattern.detach().requires_grad_()
     with torch.enable_grad():
