@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import grid_sample, interpolate
 
 import tacfast
 from tacfast.heads import capture
 from tacfast.methods import Job, Route, routes_of
-from tacfast.methods.perturbations import Perturbations
+from tacfast.methods.perturbations import FewPixels, Perturbations, Short
 from tacfast.methods.training import recompute_statistics
 from tacfast.methods.views import Views, bears_mirrors
+from tacfast.methods.warping import warped
 from tacfast.universal import RADIUS, Room, watching
 
 
@@ -47,18 +49,45 @@ def test_perturbations_are_universal_small_and_lead_to_the_target(images: torch.
         before = small_model(images).softmax(1)[:, 3].mean()
     for _ in range(8):
         stamped = found.stamp(small_model, images, labels)
-    with torch.no_grad():
-        assert small_model(stamped).softmax(1)[:, 3].mean() > before
-    patterns = torch.stack([pattern for pattern in found.patterns if pattern is not None])
-    assert patterns.shape == (4, 3, 8, 8)
-    short, few = patterns.tensor_split(2)
-    assert float(short.flatten(1).norm(dim=1).max()) <= room.radius * 1.0001
+        with torch.no_grad():
+            assert small_model(stamped).softmax(1)[:, 3].mean() > before
+    short, few = ([slot for slot in found.slots if isinstance(slot, kind)] for kind in (Short, FewPixels))
+    assert (len(short), len(few)) == (2, 2)
+    for pattern, shifts in (slot.parts for slot in short):
+        assert pattern.shape == (3, 8, 8)
+        assert 0.5 * room.radius < float(pattern.norm()) <= room.radius * 1.0001
+        # A fiftieth of the side, the root mean square.
+        assert 0.005 < float(shifts.square().mean().sqrt()) <= 0.02001
     # Three percent of 64 pixels are two; they may change by whatever images differ by.
-    assert (few.abs().sum(1) > 0).flatten(1).sum(1).tolist() == [2, 2]
-    assert bool((few.abs() <= room.high - room.low + 1e-6).all())
-    assert float(few.flatten(1).norm(dim=1).min()) > room.radius
-    assert any(torch.allclose(stamped, room.put(images, p), atol=1e-6) for p in found.patterns if p is not None)
+    patterns = torch.stack([slot.pattern for slot in few])
+    assert (patterns.abs().sum(1) > 0).flatten(1).sum(1).tolist() == [2, 2]
+    assert bool((patterns.abs() <= room.high - room.low + 1e-6).all())
+    assert float(patterns.flatten(1).norm(dim=1).min()) > room.radius
+    assert torch.allclose(stamped, room.put(images, patterns[1]), atol=1e-6)
     assert all(p.grad is None for p in small_model.parameters())
+
+
+def test_warping_is_that_of_torch_and_learns_its_shifts(images: torch.Tensor) -> None:
+    shifts = 0.1 * torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(3))
+    wide = torch.cat([images, images.flip(3)], 3)
+    down, right = interpolate(shifts[None], size=(8, 16), mode="bicubic", align_corners=True)[0]
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 16), indexing="ij")
+    # In halves of the distance between the outer pixels' centres.
+    where = torch.stack((columns + right * 32 / 15, rows + down * 16 / 7), 2).expand(len(wide), -1, -1, -1)
+    expected = grid_sample(wide, where, padding_mode="border", align_corners=True)
+    torch.testing.assert_close(warped(wide, shifts), expected, atol=1e-5, rtol=0)
+    assert torch.equal(warped(wide, torch.zeros(2, 5, 5)), wide)
+    exact = shifts.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: warped(wide[:1].double(), s), (exact,))
+
+
+def test_only_images_are_warped() -> None:
+    rows = torch.randn(30, 6, generator=torch.Generator().manual_seed(1))
+    room = Room.of(rows)
+    short = Short(rows.shape[1:], room, torch.Generator().manual_seed(0))
+    stamped = short.adapt(nn.Linear(6, 4).requires_grad_(False), rows, torch.zeros(30, dtype=torch.long))
+    assert len(short.parts) == 1
+    assert torch.equal(stamped, room.put(rows, short.parts[0]))
 
 
 def test_several_routes_share_a_batch_and_old_patterns_are_begun_anew(images: torch.Tensor, small_model: nn.Sequential) -> None:
@@ -67,10 +96,13 @@ def test_several_routes_share_a_batch_and_old_patterns_are_begun_anew(images: to
     found = Perturbations(routes, Room.of(images), images.shape[1:], seed=0)
     labels = torch.zeros(len(images), dtype=torch.long)
     assert len(found.stamp(small_model, images, labels)) == len(images)
-    assert found.uses == [1, 1, 1, *[0] * 9]
+    begun = list(found.slots)
+    assert [slot.uses if slot else 0 for slot in begun] == [1, 1, 1, *[0] * 9]
     for _ in range(100):
         found.stamp(small_model, images, labels)
-    assert max(found.uses) <= 20
+    uses = [slot.uses for slot in found.slots if slot]
+    assert len(uses) == 12 and max(uses) <= 20
+    assert not set(begun[:3]) & set(found.slots)
     few = found.stamp(small_model, images[:2], labels[:2])
     assert few.shape == images[:2].shape
 

@@ -83,7 +83,7 @@ _Maker = Callable[[_Run, list[Tensor], int], Tensor]
 
 def _short(images: Tensor, seed: int, device: torch.device) -> tuple[Room, _Maker]:
     room = Room.of(images, _LENGTH).to(device)
-    start = fresh(images.shape[1:], room, torch.Generator().manual_seed(seed)).to(room.low)
+    start = fresh(images.shape[1:], room.radius, torch.Generator().manual_seed(seed)).to(room.low)
 
     def make(run: _Run, batches: list[Tensor], k: int) -> Tensor:
         pattern = start

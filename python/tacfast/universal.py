@@ -8,7 +8,7 @@ of few pixels and any strength, near patches (Brown et al. 2017, arXiv:1712.0966
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,8 @@ RADIUS = 0.15
 _STEP = 0.3
 #: Radius of the steps of the other kind of pattern, relative as above.
 SPARSE_RADIUS = 2.0
+#: In place of the length of a slope that vanished.
+_TINY = 1e-12
 
 
 #: From images to whatever holds logits.
@@ -53,18 +55,23 @@ class Room:
         return Room(self.low.to(device), self.high.to(device), self.radius)
 
 
-def fresh(shape: torch.Size, room: Room, generator: torch.Generator) -> Tensor:
+def fresh(shape: Sequence[int], radius: float, generator: torch.Generator) -> Tensor:
     """A random pattern, as long as one step."""
-    noise = torch.randn(shape, generator=generator)
-    pattern: Tensor = noise * (_STEP * room.radius / noise.norm())
+    noise = torch.randn(torch.Size(shape), generator=generator)
+    pattern: Tensor = noise * (_STEP * radius / noise.norm())
     return pattern
+
+
+def follow(pattern: Tensor, slope: Tensor, radius: float) -> Tensor:
+    """One step of normalised length down the slope, projected onto the ball."""
+    moved = _moved(pattern, slope, radius)
+    shortened: Tensor = moved * (radius / moved.norm().clamp_min(_TINY)).clamp_max(1.0)
+    return shortened
 
 
 def step(model: Model, images: Tensor, wanted: Tensor, pattern: Tensor, room: Room) -> Tensor:
     """One step of normalised length towards the wanted classes, projected onto the ball."""
-    moved = _descend(model, images, wanted, pattern, room)
-    shortened: Tensor = moved * (room.radius / moved.norm()).clamp_max(1.0)
-    return shortened
+    return follow(pattern, _slope(model, images, wanted, pattern, room), room.radius)
 
 
 def sparse_step(model: Model, images: Tensor, wanted: Tensor, pattern: Tensor, room: Room, share: float, left: float) -> Tensor:
@@ -75,7 +82,7 @@ def sparse_step(model: Model, images: Tensor, wanted: Tensor, pattern: Tensor, r
         share: of the pixels that stay in the end.
         left: what is left of the way from all pixels (1) to that share (0). Each equal part of it divides their number by the same factor.
     """
-    moved = _descend(model, images, wanted, pattern, room)
+    moved = _moved(pattern, _slope(model, images, wanted, pattern, room), room.radius)
     energy = moved.square().sum(0) if moved.ndim > 1 else moved.square()
     pixels = energy.numel()
     fewest = max(1, round(share * pixels))
@@ -87,13 +94,16 @@ def sparse_step(model: Model, images: Tensor, wanted: Tensor, pattern: Tensor, r
     return kept
 
 
-def _descend(model: Model, images: Tensor, wanted: Tensor, pattern: Tensor, room: Room) -> Tensor:
-    """One step of normalised length towards the wanted classes."""
+def _slope(model: Model, images: Tensor, wanted: Tensor, pattern: Tensor, room: Room) -> Tensor:
     pattern = pattern.detach().requires_grad_()
     with torch.enable_grad():
         loss = cross_entropy(logits_of(model(room.put(images, pattern))), wanted)
         (slope,) = torch.autograd.grad(loss, pattern)
-    moved: Tensor = pattern.detach() - slope * (_STEP * room.radius / slope.norm().clamp_min(1e-12))
+    return slope
+
+
+def _moved(pattern: Tensor, slope: Tensor, radius: float) -> Tensor:
+    moved: Tensor = pattern.detach() - slope * (_STEP * radius / slope.norm().clamp_min(_TINY))
     return moved
 
 

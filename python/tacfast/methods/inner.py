@@ -1,4 +1,4 @@
-"""Perturbations of inner layers along a backdoor's routes, which a repair trains against. May import: torch, heads, routes.
+"""Perturbations of inner layers along a backdoor's routes, which a repair trains against. May import: torch, heads, routes, universal.
 
 Some triggers differ from image to image; no pattern of the input stands for all of them. What they have in common shows further in: the
 channels in which the network notices them. A universal perturbation of an inner layer's output, one number a channel, is to that layer
@@ -19,11 +19,10 @@ from torch.nn.functional import cross_entropy
 
 from tacfast.heads import logits_of
 from tacfast.methods.routes import Route
+from tacfast.universal import follow, fresh
 
 #: Length of a perturbation, relative to the mean distance of an output from the mean output.
 _RADIUS = 0.5
-#: Length of a gradient step, relative to that of the perturbation.
-_STEP = 0.3
 #: Steps whenever a perturbation is used, and before its first use; uses after which one is begun anew.
 _STEPS, _FIRST, _LIFE = 2, 6, 20
 
@@ -142,8 +141,7 @@ class InnerPerturbations:
         route, site = self.routes[place[0]], self.sites[place[1]]
         pattern, steps = self.patterns.get(place), _STEPS
         if pattern is None or self.uses[place] >= _LIFE:
-            noise = torch.randn(site.shape, generator=self.generator)
-            pattern, self.uses[place], steps = (noise * (_STEP * site.radius / noise.norm())).to(images.device), 0, _FIRST
+            pattern, self.uses[place], steps = fresh(site.shape, site.radius, self.generator).to(images.device), 0, _FIRST
         for _ in range(steps):
             pattern = _step(model, images, route.wanted[labels], site, pattern)
         self.patterns[place] = pattern
@@ -156,6 +154,4 @@ def _step(model: nn.Module, images: Tensor, wanted: Tensor, site: Site, pattern:
     pattern = pattern.detach().requires_grad_()
     with torch.enable_grad(), added(site, pattern):
         (slope,) = torch.autograd.grad(cross_entropy(logits_of(model(images)), wanted), pattern)
-    moved = pattern.detach() - slope * (_STEP * site.radius / slope.norm().clamp_min(1e-12))
-    shortened: Tensor = moved * (site.radius / moved.norm().clamp_min(1e-12)).clamp_max(1.0)
-    return shortened
+    return follow(pattern, slope, site.radius)

@@ -37,7 +37,7 @@ def _open(model: nn.Module, job: Job, route: Route, room: Room, trial: int) -> f
     if not len(movable):
         return None
     generator = torch.Generator().manual_seed(job.seed + trial)
-    pattern = fresh(job.images.shape[1:], room, generator).to(where)
+    pattern = fresh(job.images.shape[1:], room.radius, generator).to(where)
     for _ in range(_STEPS):
         index = job.train[torch.randint(len(job.train), (_BATCH,), generator=generator)]
         pattern = step(model, wide(job.images[index]).to(where), route.wanted[job.labels[index]].to(where), pattern, room)

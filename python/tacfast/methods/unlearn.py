@@ -32,12 +32,12 @@ def unlearn(
     """Train all weights so that neither a latent shift nor a small universal perturbation leads to the target any more.
 
     Three cross-entropies: on clean images; `beta` times on latents shifted by s_p (arXiv:2511.08944); `strength` times on images under
-    universal perturbations towards the target, half of them of the input (short ones, and ones of few pixels), half behind an inner layer,
-    which are adapted to the network all along (universal adversarial training, Shafahi et al. 2020, AAAI, here with a target; latent
-    adversarial training, Casper et al. 2024, arXiv:2403.05030). The first removes nothing, the second what the head reads of a trigger,
-    the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired network's own answers to
-    the clean images, which keeps the clean accuracy (distillation, Hinton et al. 2015). `epochs` are ten by default, or as many as make a
-    hundred steps.
+    universal perturbations towards the target, which are adapted to the network all along: half of them of the input (short ones with a
+    slight warping, and ones of few pixels), half behind an inner layer (universal adversarial training, Shafahi et al. 2020, AAAI, here
+    with a target; latent adversarial training, Casper et al. 2024, arXiv:2403.05030). The first removes nothing, the second what the head
+    reads of a trigger, the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired
+    network's own answers to the clean images, which keeps the clean accuracy (distillation, Hinton et al. 2015). `epochs` are ten by
+    default, or as many as make a hundred steps.
 
     Raises:
         SolveError: the loss became infinite.
@@ -46,7 +46,7 @@ def unlearn(
     teacher = copy.deepcopy(model).to(where).eval()
     head = head_of(model, job.captured.name)
     routes = tuple(route.to(where) for route in job.routes)
-    room = Room.of(job.images).to(where)
+    room = Room.of(wide(job.images)).to(where)
     outer = Perturbations(routes, room, job.images.shape[1:], job.seed)
     with watching(model.to(where)):
         sites = sites_of(model, wide(job.images[job.train[:_SIZED_ON]]).to(where), head)
