@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tacfast.methods import Route
 from tacfast.methods.inner import InnerPerturbations, Site, added, sites_of
-from tacfast.methods.perturbations import Perturbations, Short
+from tacfast.methods.perturbations import Perturbations, Warping
 from tacfast.methods.unlearn import clean_and_perturbed
 from tacfast.methods.warping import warped
 from tacfast.universal import Room
@@ -134,9 +134,9 @@ def test_a_batch_is_perturbed_half_in_the_input_half_inside(images: Tensor, labe
         with added(site, pattern):
             inside = small_model(images[20:])
         torch.testing.assert_close(perturbed[20:], inside)
-        short = outer.slots[0]
-        assert isinstance(short, Short)
-        pattern, shifts = short.parts
+        first = outer.slots[0]
+        assert isinstance(first, Warping)
+        pattern, shifts = first.parts
         torch.testing.assert_close(perturbed[:20], small_model(outer.room.put(warped(images[:20], shifts), pattern)))
         _, perturbed = clean_and_perturbed(small_model, images, labels, outer, none)
     assert len(perturbed) == 40

@@ -14,7 +14,7 @@ from torch.nn.functional import grid_sample, interpolate
 import tacfast
 from tacfast.heads import capture
 from tacfast.methods import Job, Route, routes_of
-from tacfast.methods.perturbations import FewPixels, Perturbations, Short
+from tacfast.methods.perturbations import FewPixels, Perturbations, Short, Warping
 from tacfast.methods.training import recompute_statistics
 from tacfast.methods.views import Views, bears_mirrors
 from tacfast.methods.warping import warped
@@ -53,11 +53,12 @@ def test_perturbations_are_universal_small_and_lead_to_the_target(images: torch.
             assert small_model(stamped).softmax(1)[:, 3].mean() > before
     short, few = ([slot for slot in found.slots if isinstance(slot, kind)] for kind in (Short, FewPixels))
     assert (len(short), len(few)) == (2, 2)
-    for pattern, shifts in (slot.parts for slot in short):
-        assert pattern.shape == (3, 8, 8)
-        assert 0.5 * room.radius < float(pattern.norm()) <= room.radius * 1.0001
-        # A fiftieth of the side, the root mean square.
-        assert 0.005 < float(shifts.square().mean().sqrt()) <= 0.02001
+    for slot in short:
+        assert slot.parts[0].shape == (3, 8, 8)
+        assert 0.5 * room.radius < float(slot.parts[0].norm()) <= room.radius * 1.0001
+    # One of them warps, by a fiftieth of the side, the root mean square.
+    (shifts,) = (slot.parts[1] for slot in short if isinstance(slot, Warping))
+    assert 0.005 < float(shifts.square().mean().sqrt()) <= 0.02001
     # Three percent of 64 pixels are two; they may change by whatever images differ by.
     patterns = torch.stack([slot.pattern for slot in few])
     assert (patterns.abs().sum(1) > 0).flatten(1).sum(1).tolist() == [2, 2]
@@ -84,10 +85,10 @@ def test_warping_is_that_of_torch_and_learns_its_shifts(images: torch.Tensor) ->
 def test_only_images_are_warped() -> None:
     rows = torch.randn(30, 6, generator=torch.Generator().manual_seed(1))
     room = Room.of(rows)
-    short = Short(rows.shape[1:], room, torch.Generator().manual_seed(0))
-    stamped = short.adapt(nn.Linear(6, 4).requires_grad_(False), rows, torch.zeros(30, dtype=torch.long))
-    assert len(short.parts) == 1
-    assert torch.equal(stamped, room.put(rows, short.parts[0]))
+    found = Warping(rows.shape[1:], room, torch.Generator().manual_seed(0))
+    stamped = found.adapt(nn.Linear(6, 4).requires_grad_(False), rows, torch.zeros(30, dtype=torch.long))
+    assert len(found.parts) == 1
+    assert torch.equal(stamped, room.put(rows, found.parts[0]))
 
 
 def test_several_routes_share_a_batch_and_old_patterns_are_begun_anew(images: torch.Tensor, small_model: nn.Sequential) -> None:

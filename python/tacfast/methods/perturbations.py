@@ -18,7 +18,7 @@ from tacfast.universal import RADIUS, SPARSE_RADIUS, Room, follow, fresh, sparse
 #: Steps whenever a perturbation is used, and before its first use; uses after which one is begun anew: a network that met only one would
 #: unlearn only one.
 _STEPS, _FIRST, _LIFE = 2, 6, 20
-#: Root mean square of a short one's shifts of pixels, along each axis, as a share of the image's side; points of their lattice, along each.
+#: Root mean square of a warping's shifts, along each axis, as a share of the image's side; points of their lattice, along each.
 _SHIFT, _LATTICE = 0.02, 5
 #: Share of the pixels that one of few may change.
 _PIXELS = 0.03
@@ -35,16 +35,11 @@ class Perturbation(ABC):
 
 
 class Short(Perturbation):
-    """A short pattern, spread over the image, and where it has pixels a slight smooth warping of these: the mean of what a warping trigger
-    changes is next to nothing (WaNet: Nguyen & Tran 2021, arXiv:2102.10369), so no pattern stands for it."""
+    """A short pattern, spread over the image."""
 
     def __init__(self, shape: torch.Size, room: Room, generator: torch.Generator) -> None:
         self.room, self.radii = room, [room.radius]
         self.parts = [fresh(shape, room.radius, generator).to(room.low)]
-        if len(shape) == 3:
-            lattice = torch.Size((2, _LATTICE, _LATTICE))
-            self.radii.append(_SHIFT * lattice.numel() ** 0.5)
-            self.parts.append(fresh(lattice, self.radii[1], generator).to(room.low))
 
     def adapt(self, model: nn.Module, images: Tensor, wanted: Tensor) -> Tensor:
         for _ in range(_STEPS if self.uses else _FIRST):
@@ -57,6 +52,18 @@ class Short(Perturbation):
 
     def _put(self, images: Tensor, pattern: Tensor, *shifts: Tensor) -> Tensor:
         return self.room.put(warped(images, *shifts) if shifts else images, pattern)
+
+
+class Warping(Short):
+    """A short pattern on the image slightly and smoothly warped, where it has pixels. What a warping trigger changes (WaNet: Nguyen & Tran
+    2021, arXiv:2102.10369) is next to nothing in the mean over images, so no pattern stands for it."""
+
+    def __init__(self, shape: torch.Size, room: Room, generator: torch.Generator) -> None:
+        super().__init__(shape, room, generator)
+        if len(shape) == 3:
+            lattice = torch.Size((2, _LATTICE, _LATTICE))
+            self.radii.append(_SHIFT * lattice.numel() ** 0.5)
+            self.parts.append(fresh(lattice, self.radii[1], generator).to(room.low))
 
 
 class FewPixels(Perturbation):
@@ -74,7 +81,7 @@ class FewPixels(Perturbation):
 
 
 #: Of each route, in this order; they take turns.
-_KINDS: tuple[type[Short] | type[FewPixels], ...] = (Short, Short, FewPixels, FewPixels)
+_KINDS: tuple[type[Short] | type[FewPixels], ...] = (Warping, Short, FewPixels, FewPixels)
 
 
 class Perturbations:

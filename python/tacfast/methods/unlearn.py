@@ -32,8 +32,8 @@ def unlearn(
     """Train all weights so that neither a latent shift nor a small universal perturbation leads to the target any more.
 
     Three cross-entropies: on clean images; `beta` times on latents shifted by s_p (arXiv:2511.08944); `strength` times on images under
-    universal perturbations towards the target, which are adapted to the network all along: half of them of the input (short ones with a
-    slight warping, and ones of few pixels), half behind an inner layer (universal adversarial training, Shafahi et al. 2020, AAAI, here
+    universal perturbations towards the target, which are adapted to the network all along: half of them of the input (short ones, a slight
+    warping, and ones of few pixels), half behind an inner layer (universal adversarial training, Shafahi et al. 2020, AAAI, here
     with a target; latent adversarial training, Casper et al. 2024, arXiv:2403.05030). The first removes nothing, the second what the head
     reads of a trigger, the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired
     network's own answers to the clean images, which keeps the clean accuracy (distillation, Hinton et al. 2015). `epochs` are ten by
