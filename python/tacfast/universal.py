@@ -25,7 +25,7 @@ RADIUS = 0.15
 _STEP = 0.3
 #: Radius of the steps of the other kind of pattern, relative as above.
 SPARSE_RADIUS = 2.0
-#: In place of the length of a slope that vanished.
+#: In place of the length of what vanished.
 _TINY = 1e-12
 
 

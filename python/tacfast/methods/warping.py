@@ -14,13 +14,13 @@ def warped(images: Tensor, shifts: Tensor) -> Tensor:
     """Images whose pixels are fetched from elsewhere, bilinearly, from no farther than the edge. Gradients flow into the shifts.
 
     Args:
-        images: floating point (n, channels, H, W).
+        images: float32 or wider (n, channels, H, W).
         shifts: as `images` (2, rows, columns), how far to fetch, downwards and to the right, as shares of the image's side, on a lattice
             over the whole image; between its points bicubic.
     """
     height, width = images.shape[2:]
     tall, broad = (_spread(*sizes).to(shifts) for sizes in zip((height, width), shifts.shape[1:], strict=True))
-    # Matrix products, but for autocasts, which would round them.
+    # Sums, not matrix products, which autocast would round.
     down, along = ((tall[:, :, None] * shifts[:, None]).sum(2)[:, :, None] * broad).sum(3)
     above, below, lower = _between(torch.arange(height)[:, None].to(down) + height * down, height)
     left, right, further = _between(torch.arange(width).to(along) + width * along, width)
@@ -37,5 +37,6 @@ def _spread(size: int, points: int) -> Tensor:
 def _between(where: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The two pixels that each place lies between, of `size`, and the share of the second."""
     where = where.clamp(0, size - 1)
-    first = where.detach().floor().long()
+    # Shifts that diverged make images of NaN, not an index out of bounds.
+    first = where.detach().nan_to_num().floor().long()
     return first, (first + 1).clamp_max(size - 1), where - first
