@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from tacfast.errors import SolveError
 from tacfast.heads import capture
 from tacfast.methods import Job
 from tacfast.methods.unlearn import LR
 
 # The package has the function under the same name.
 auto_module = importlib.import_module("tacfast.methods.auto")
-GENTLE = auto_module.GENTLE
+GENTLE, THIRD = LR * 2 / 3, LR / 3
 
 
 @pytest.fixture
@@ -66,3 +67,27 @@ def test_a_given_learning_rate_is_the_only_one(job: Job, small_model: nn.Sequent
     monkeypatch.setattr(auto_module, "unlearn", lambda *_, **__: None)
     monkeypatch.setattr(auto_module, "reach", lambda *_: 0.1)
     assert [t.lr for t in auto_module.auto(small_model, job, lr=0.02, budget=0.0)["trials"]] == [0.02]
+
+
+def test_a_ruined_network_is_tried_again_with_a_third_of_the_learning_rate(
+    job: Job, small_model: nn.Sequential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bears = {LR: SolveError("diverged"), THIRD: 0.7, LR / 9: 0.8, LR / 9 * 2 / 3: 0.85}
+
+    def unlearn(model: nn.Module, job: Job, *, lr: float, **_: Any) -> None:
+        nonlocal accuracy
+        result = bears[lr]
+        if isinstance(result, SolveError):
+            raise result
+        accuracy = result
+
+    accuracy = 0.9
+    monkeypatch.setattr(auto_module, "unlearn", unlearn)
+    monkeypatch.setattr(auto_module, "_accuracy", lambda *_: accuracy)
+    monkeypatch.setattr(auto_module, "reach", lambda *_: 0.1)
+    chosen = auto_module.auto(small_model, job)
+    assert [(t.lr, t.clean_accuracy) for t in chosen["trials"]] == [(THIRD, 0.7), (LR / 9, 0.8), (LR / 9 * 2 / 3, 0.85)]
+    assert chosen["lr"] == LR / 9 * 2 / 3
+    bears = dict.fromkeys(auto_module.RATES, SolveError("diverged"))
+    with pytest.raises(SolveError):
+        auto_module.auto(small_model, job)

@@ -1,24 +1,32 @@
-"""As hard as it must be, and gentler where that costs too much. May import: torch, training, unlearn, reach, heads, outcome."""
+"""As hard as it must be, and gentler where that costs too much. May import: torch, training, unlearn, reach, heads, outcome, errors."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
 
+from tacfast.errors import SolveError
 from tacfast.heads import choose_device
 from tacfast.methods.reach import reach
 from tacfast.methods.training import Job, accuracy
 from tacfast.methods.unlearn import BETA, LR, STRENGTH, unlearn
 from tacfast.outcome import Trial
 
-#: The second learning rate, for networks that the first one cost too much. Smaller ones leave backdoors that no check sees: docs/repair.md.
-GENTLE = 0.02
-#: Loss of accuracy on held-out images from which the second one is tried.
-BUDGET = 0.01
-#: How much more of the held-out images a universal perturbation may send to the target after the second one than after the first.
+#: Learning rates of the first try, each for networks that the one before ruined: transformers bear less than convolutions.
+#: Where one only costs too much, two thirds of it are tried: smaller ones leave backdoors that no check sees (docs/repair-choices.md).
+RATES = (LR, LR / 3, LR / 9, LR / 27)
+#: Loss of accuracy on held-out images from which another try is made, and from which a network is ruined.
+BUDGET, RUIN = 0.01, 0.1
+#: How much more of the held-out images a universal perturbation may send to the target after the gentler try.
 SLACK = 0.05
+
+
+#: What became of a try, and its weights.
+Attempt = tuple[Trial, dict[str, Tensor]]
 
 
 def better(trial: Trial, other: Trial) -> bool:
@@ -36,33 +44,48 @@ def auto(
     epochs: int | None = None,
     budget: float = BUDGET,
 ) -> dict[str, Any]:
-    """`unlearn`; where that costs more accuracy than the budget, once more from the start with a smaller learning rate, which is taken if
-    it costs less and closes the way to the target as well. A single held-out image counts for nothing: of 77 it would be more than the
-    default budget. A given `lr` is the only one. Needs no poisoned data.
+    """`unlearn`; where that ruins the network, from the start with a third of the learning rate; then, where it costs more accuracy than
+    the budget, once more with two thirds of it, which is taken if it costs less and closes the way to the target as well. A single held-out
+    image counts for nothing: of 77 it would be more than the default budget; nor do three ruin a network. A given `lr` is the only one.
+    Needs no poisoned data.
 
     Returns:
         The learning rate that was taken, and all trials.
 
     Raises:
-        SolveError: the loss became infinite.
+        SolveError: the loss became infinite, with the smallest learning rate too.
     """
     start = copy.deepcopy(model.state_dict())
-    # Accuracies are a whole number of images apart.
-    wanted = _accuracy(model, job) - max(budget, 1.5 / len(job.held))
-    trials: list[Trial] = []
-    best: tuple[Trial, dict[str, Tensor]] | None = None
-    for rate in (LR, GENTLE) if lr is None else (lr,):
+    before, trials = _accuracy(model, job), []
+
+    def attempt(rate: float) -> Attempt:
         model.load_state_dict(start)
         unlearn(model, job, beta=beta, strength=strength, lr=rate, epochs=epochs)
-        trial = Trial(rate, _accuracy(model, job), reach(model, job))
-        trials.append(trial)
-        if best is None or better(trial, best[0]):
-            best = trial, copy.deepcopy(model.state_dict())
-        if best[0].clean_accuracy >= wanted:
-            break
-    assert best is not None
+        trials.append(Trial(rate, _accuracy(model, job), reach(model, job)))
+        return trials[-1], copy.deepcopy(model.state_dict())
+
+    def cost(attempted: Attempt, share: float, images: float) -> bool:
+        """Whether it cost more than a share of the held-out images, and than a number of them."""
+        return attempted[0].clean_accuracy < before - max(share, images / len(job.held))
+
+    # Accuracies are a whole number of images apart.
+    best = _first(attempt, RATES if lr is None else (lr,), lambda attempted: cost(attempted, RUIN, 3.5))
+    if lr is None and cost(best, budget, 1.5):
+        again = attempt(best[0].lr * 2 / 3)
+        best = again if better(again[0], best[0]) else best
     model.load_state_dict(best[1])
     return {"lr": best[0].lr, "trials": tuple(trials)}
+
+
+def _first(attempt: Callable[[float], Attempt], rates: Sequence[float], ruined: Callable[[Attempt], bool]) -> Attempt:
+    """That with the first learning rate which does not ruin the network, or with the last one."""
+    for rate in rates[:-1]:
+        # A loss that became infinite has ruined it too.
+        with suppress(SolveError):
+            attempted = attempt(rate)
+            if not ruined(attempted):
+                return attempted
+    return attempt(rates[-1])
 
 
 def _accuracy(model: nn.Module, job: Job) -> float:
