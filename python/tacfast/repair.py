@@ -60,8 +60,8 @@ def repair(
         report: a scan of this model; by default it is scanned first. Its `pairs`, where it names any, else its `targets`, are repaired.
         targets: classes to repair against all others, whatever the report says.
         pairs: (source, target) to repair, for backdoors that depend on an image's class, whatever the report says. Not with `targets`.
-        method: "auto" is "unlearn", and where that costs much accuracy "unlearn" with a smaller learning rate if this closes the way to
-            the target as well; "unlearn" trains all weights on shifted latents and under universal perturbations of the input and of inner
+        method: "auto" is "unlearn", where that ruins the network with a third of the learning rate and less, and where it costs much
+            accuracy once more with a smaller one if this closes the way to the target as well; "unlearn" trains all weights on shifted latents and under universal perturbations of the input and of inner
             layers towards the target, with the old model as teacher; "finetune" (the paper's) on shifted latents only; "head" does so for
             the last layer alone, over cached latents, in seconds; "prune" freezes the latent channels with the largest |s_p| at their
             mean, as many as the accuracy budget allows; "equalize" raises the target's norm to the median, which hides a backdoor rather
