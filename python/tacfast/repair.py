@@ -61,11 +61,11 @@ def repair(
         targets: classes to repair against all others, whatever the report says.
         pairs: (source, target) to repair, for backdoors that depend on an image's class, whatever the report says. Not with `targets`.
         method: "auto" is "unlearn", where that ruins the network with a third of the learning rate and less, and where it costs much
-            accuracy once more with a smaller one if this closes the way to the target as well; "unlearn" trains all weights on shifted latents and under universal perturbations of the input and of inner
-            layers towards the target, with the old model as teacher; "finetune" (the paper's) on shifted latents only; "head" does so for
-            the last layer alone, over cached latents, in seconds; "prune" freezes the latent channels with the largest |s_p| at their
-            mean, as many as the accuracy budget allows; "equalize" raises the target's norm to the median, which hides a backdoor rather
-            than removes it.
+            accuracy once more with a smaller one if this closes the way to the target as well; "unlearn" trains all weights on shifted
+            latents and under universal perturbations of the input and of inner layers towards the target, with the old model as teacher;
+            "finetune" (the paper's) on shifted latents only; "head" does so for the last layer alone, over cached latents, in seconds;
+            "prune" freezes the latent channels with the largest |s_p| at their mean, as many as the accuracy budget allows; "equalize"
+            raises the target's norm to the median, which hides a backdoor rather than removes it.
         beta: weight of the shifted cross-entropy ("auto", "unlearn", "finetune", "head").
         strength: weight of the cross-entropy on perturbed inputs ("auto", "unlearn").
         lr: learning rate ("auto", "unlearn", "finetune", "equalize": SGD; "head": Adam), falling to zero by a cosine.
