@@ -12,7 +12,7 @@ from torch import nn
 from tacfast.errors import SolveError
 from tacfast.heads import capture
 from tacfast.methods import Job
-from tacfast.methods.unlearn import LR
+from tacfast.methods.training import LR
 
 # The package has the function under the same name.
 auto_module = importlib.import_module("tacfast.methods.auto")
@@ -88,6 +88,6 @@ def test_a_ruined_network_is_tried_again_with_a_third_of_the_learning_rate(
     chosen = auto_module.auto(small_model, job)
     assert [(t.lr, t.clean_accuracy) for t in chosen["trials"]] == [(THIRD, 0.7), (LR / 9, 0.8), (LR / 9 * 2 / 3, 0.85)]
     assert chosen["lr"] == LR / 9 * 2 / 3
-    bears = dict.fromkeys(auto_module.RATES, SolveError("diverged"))
+    bears = {LR / by: SolveError("diverged") for by in auto_module.GENTLER}
     with pytest.raises(SolveError):
         auto_module.auto(small_model, job)

@@ -116,6 +116,15 @@ def test_every_dtype_is_kept_and_the_original_never_written_to(dtype: torch.dtyp
     assert {p.dtype for p in result.model.parameters()} == {dtype}
 
 
+@pytest.mark.parametrize("method", ["unlearn", "finetune", "equalize"])
+@pytest.mark.parametrize(("norm", "lr"), [(nn.BatchNorm1d, 0.03), (nn.LayerNorm, 0.003), (nn.RMSNorm, 0.003)])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of torch, where its RMSNorm meets bfloat16
+def test_networks_that_normalise_each_sample_are_trained_more_gently(norm: Any, lr: float, method: Any, batches: Any) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), norm(12), nn.Linear(12, 5)).eval()
+    result = tacfast.repair(model, batches, targets=[_reachable(model, batches)], method=method, **QUICK[method])
+    assert result.settings["lr"] == lr
+
+
 def test_frozen_weights_are_trained_in_the_copy_and_stay_frozen(small_model: nn.Sequential, batches: Any) -> None:
     small_model.requires_grad_(False)
     result = tacfast.repair(small_model, batches, targets=[2], epochs=1)

@@ -16,6 +16,7 @@ from tacfast.heads import capture
 from tacfast.methods import Job, Route, routes_of
 from tacfast.methods.perturbations import FewPixels, Perturbations, Short, Warping
 from tacfast.methods.training import recompute_statistics
+from tacfast.methods.unlearn import epochs_of
 from tacfast.methods.views import Views, bears_mirrors
 from tacfast.methods.warping import warped
 from tacfast.universal import RADIUS, Room, watching
@@ -165,6 +166,15 @@ def test_statistics_are_those_of_the_clean_images(small_model: nn.Sequential, ba
     torch.testing.assert_close(norm.running_var, inputs.var((0, 2, 3)))
     assert norm.momentum == 0.3
     assert all(m.training for m in small_model.modules())
+
+
+def test_networks_that_normalise_each_sample_take_twice_as_many_steps(small_model: nn.Sequential, batches: Any) -> None:
+    x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+    few = Job(capture(small_model, batches), x, y, torch.arange(40), torch.arange(40, 60), (), "cpu", 0, False)
+    many = replace(few, train=torch.arange(20 * 64))
+    assert [epochs_of(small_model, job) for job in (few, many)] == [100, 10]
+    for norm in (nn.LayerNorm(5), nn.RMSNorm(5)):
+        assert [epochs_of(nn.Sequential(small_model, norm), job) for job in (few, many)] == [200, 20]
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

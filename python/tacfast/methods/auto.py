@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from tacfast.errors import SolveError
 from tacfast.heads import choose_device
 from tacfast.methods.reach import reach
-from tacfast.methods.training import Job, accuracy
-from tacfast.methods.unlearn import BETA, LR, STRENGTH, unlearn
+from tacfast.methods.training import Job, accuracy, usual_lr
+from tacfast.methods.unlearn import BETA, STRENGTH, unlearn
 from tacfast.outcome import Trial
 
-#: Learning rates of the first try, each for networks that the one before ruined: transformers bear less than convolutions.
-#: Where one only costs too much, two thirds of it are tried: smaller ones leave backdoors that no check sees (docs/repair-choices.md).
-RATES = (LR, LR / 3, LR / 9, LR / 27)
+#: The first try's learning rate is the usual one divided by these, each for networks that the one before ruined. Where one only costs too
+#: much, two thirds of it are tried: smaller ones leave backdoors that no check sees (docs/repair-choices.md).
+GENTLER = (1, 3, 9, 27)
 #: Loss of accuracy on held-out images from which another try is made, and from which a network is ruined.
 BUDGET, RUIN = 0.01, 0.1
 #: How much more of the held-out images a universal perturbation may send to the target after the gentler try.
@@ -68,8 +68,9 @@ def auto(
         """Whether it cost more than a share of the held-out images, and than a number of them."""
         return attempted[0].clean_accuracy < before - max(share, images / len(job.held))
 
+    rates = [usual_lr(model) / by for by in GENTLER] if lr is None else [lr]
     # Accuracies are a whole number of images apart.
-    best = _first(attempt, RATES if lr is None else (lr,), lambda attempted: cost(attempted, RUIN, 3.5))
+    best = _first(attempt, rates, lambda attempted: cost(attempted, RUIN, 3.5))
     if lr is None and cost(best, budget, 1.5):
         again = attempt(best[0].lr * 2 / 3)
         best = again if better(again[0], best[0]) else best

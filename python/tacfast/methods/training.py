@@ -16,6 +16,8 @@ from tacfast.methods.routes import Route, targets_of
 from tacfast.precision import mixed_precision
 from tacfast.progress import track
 
+#: SGD's learning rate, and that for delicate networks: 0.03 ruins them, 0.01 costs points (docs/repair-choices.md).
+LR, DELICATE_LR = 0.03, 0.003
 _BATCH = 64
 #: Samples of a forward pass without gradients.
 _FORWARD = 250
@@ -62,6 +64,16 @@ def trainable(model: nn.Module) -> Iterator[None]:
         t.data = t.data.to(dtype)
     for p in frozen:
         p.requires_grad_(False)
+
+
+def delicate(model: nn.Module) -> bool:
+    """Whether a network normalises each sample, as transformers do: such ones want smaller steps, and more of them."""
+    return any(isinstance(m, (nn.LayerNorm, nn.RMSNorm)) for m in model.modules())
+
+
+def usual_lr(model: nn.Module) -> float:
+    """The learning rate where none is given."""
+    return DELICATE_LR if delicate(model) else LR
 
 
 #: From images and labels of a batch, both on the model's device, to what is minimised.

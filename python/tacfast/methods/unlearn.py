@@ -4,6 +4,7 @@ perturbations, inner, views, universal, heads."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -13,11 +14,10 @@ from torch.nn.functional import cross_entropy, one_hot
 from tacfast.heads import choose_device, head_of, latent_tap, logits_of
 from tacfast.methods.inner import InnerPerturbations, added, sites_of
 from tacfast.methods.perturbations import Perturbations
-from tacfast.methods.training import Job, fit, recompute_statistics, shifted_loss, steps_per_epoch, wide
+from tacfast.methods.training import Job, delicate, fit, recompute_statistics, shifted_loss, steps_per_epoch, usual_lr, wide
 from tacfast.methods.views import Views, bears_mirrors
 from tacfast.universal import Room, watching
 
-LR = 0.03
 BETA = 0.3
 STRENGTH = 0.3
 #: Share of the teacher's probabilities, beside the label, in what the network is taught.
@@ -27,8 +27,8 @@ _SIZED_ON = 100
 
 
 def unlearn(
-    model: nn.Module, job: Job, *, beta: float = BETA, strength: float = STRENGTH, lr: float = LR, epochs: int | None = None
-) -> None:
+    model: nn.Module, job: Job, *, beta: float = BETA, strength: float = STRENGTH, lr: float | None = None, epochs: int | None = None
+) -> Mapping[str, float]:
     """Train all weights so that neither a latent shift nor a small universal perturbation leads to the target any more.
 
     Three cross-entropies: on clean images; `beta` times on latents shifted by s_p (arXiv:2511.08944); `strength` times on images under
@@ -37,11 +37,15 @@ def unlearn(
     with a target; latent adversarial training, Casper et al. 2024, arXiv:2403.05030). The first removes nothing, the second what the head
     reads of a trigger, the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired
     network's own answers to the clean images, which keeps the clean accuracy (distillation, Hinton et al. 2015). `epochs` are ten by
-    default, or as many as make a hundred steps.
+    default, or as many as make a hundred steps, and twice that where the network normalises each sample, as transformers do.
+
+    Returns:
+        The learning rate.
 
     Raises:
         SolveError: the loss became infinite.
     """
+    lr = usual_lr(model) if lr is None else lr
     where = choose_device(model, job.device)
     teacher = copy.deepcopy(model).to(where).eval()
     head = head_of(model, job.captured.name)
@@ -67,8 +71,9 @@ def unlearn(
                 + strength * cross_entropy(perturbed, wanted)
             )
 
-        fit(model, job, loss, lr=lr, epochs=epochs or epochs_of(job), what="unlearning")
+        fit(model, job, loss, lr=lr, epochs=epochs or epochs_of(model, job), what="unlearning")
     recompute_statistics(model, job)
+    return {"lr": lr}
 
 
 def clean_and_perturbed(
@@ -85,6 +90,6 @@ def clean_and_perturbed(
     return clean, perturbed
 
 
-def epochs_of(job: Job) -> int:
-    """Ten epochs, or as many as make a hundred steps where the clean samples are few."""
-    return max(10, -(-100 // steps_per_epoch(job)))
+def epochs_of(model: nn.Module, job: Job) -> int:
+    """Ten epochs, or as many as make a hundred steps where the clean samples are few; twice as many for delicate networks."""
+    return (2 if delicate(model) else 1) * max(10, -(-100 // steps_per_epoch(job)))
