@@ -18,7 +18,7 @@ import removal_tables
 import scores
 import torch
 from data import Data, read
-from defences import DEFENCES, NotApplicable, Task, predict
+from defences import DEFENCES, FINE_TUNING, NotApplicable, Task, predict
 from defences.clp import _pairs
 from nets import resnet, vit
 from plan import Job, backdoors
@@ -116,6 +116,16 @@ class TestDefences:
         first, again, other = (DEFENCES["ft"](Task(model, images[:128], labels[:128], epochs=1, seed=s)).state_dict() for s in (0, 0, 1))
         assert all(torch.equal(v, again[k]) for k, v in first.items())
         assert any(not torch.equal(v, other[k]) for k, v in first.items())
+
+    @pytest.mark.parametrize("name", [name for name in FINE_TUNING if name not in ("fp", "fst")])
+    def test_fine_tuning_may_be_slower(self, name: str, model: nn.Module, digits: Data) -> None:
+        images, labels = digits.split(0)[0]
+
+        def moved(slower: float) -> float:
+            repaired = DEFENCES[name](Task(model, images[:128], labels[:128], (TARGET,), epochs=1, slower=slower))
+            return sum(float((p - q).detach().norm()) for p, q in zip(repaired.parameters(), model.parameters(), strict=True))
+
+        assert 0 < moved(1e3) < 0.1 * moved(1)
 
     @pytest.mark.parametrize("name", ["anp", "clp"])
     def test_pruning_of_normalised_channels_needs_them(self, name: str) -> None:
@@ -294,7 +304,7 @@ class TestHarness:
         assert shifted["before"]["triggers"][0]["asr"] < 0.3
         assert shifted["named"] == list(range(10))
 
-    @pytest.mark.parametrize("text", ["magic", "ft@lr=0.1"])
+    @pytest.mark.parametrize("text", ["magic", "ft@lr=0.1", "clp@slower=10"])
     def test_unknown_methods_and_settings_are_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match=r"method must be|settings of its paper"):
             attempts.Method(text).check()

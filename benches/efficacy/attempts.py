@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from defences import DEFENCES, NotApplicable, Task
+from defences import DEFENCES, FINE_TUNING, NotApplicable, Task
 from scores import behaviour, effectiveness, rounded
 from subjects import Subject
 from torch import nn
@@ -23,8 +23,8 @@ _TACFAST = "tacfast:"
 
 @dataclass(frozen=True)
 class Method:
-    """`NAME` or `NAME@KEY=VALUE,...`: one of the defences (KEY: epochs), a control, or tacfast:METHOD (KEY: an option of
-    `tacfast.repair`)."""
+    """`NAME` or `NAME@KEY=VALUE,...`: one of the defences (KEY: epochs; slower, by which the learning rate of those that
+    fine-tune is divided), a control, or tacfast:METHOD (KEY: an option of `tacfast.repair`)."""
 
     text: str
 
@@ -42,8 +42,9 @@ class Method:
         known = self.name.startswith(_TACFAST) or self.name in (*DEFENCES, *CONTROLS)
         if not known:
             raise ValueError(f"method must be tacfast:METHOD or one of {', '.join((*CONTROLS, *DEFENCES))}, got {self.name!r}")
-        if not self.name.startswith(_TACFAST) and set(self.options) - {"epochs"}:
-            raise ValueError(f"{self.name} has the settings of its paper; only epochs can be given, got {self.text!r}")
+        own = ("epochs", "slower") if self.name in FINE_TUNING else ("epochs",)
+        if not self.name.startswith(_TACFAST) and set(self.options) - {*own}:
+            raise ValueError(f"{self.name} has the settings of its paper; only {' and '.join(own)} can be given, got {self.text!r}")
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def _repaired(subject: Subject, job: Attempt, named: Named) -> tuple[nn.Module, 
         labels,
         named.targets,
         epochs=job.method.options.get("epochs", job.epochs),
+        slower=job.method.options.get("slower", 1.0),
         seed=job.seed,
         dataset=subject.line["dataset"],
         view=subject.view(),

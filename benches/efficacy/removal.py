@@ -10,9 +10,9 @@ CALIBRATION is a folder of benches/calibration/train.py (results.jsonl, models),
 `--zoo DIR` takes published models (zoo_models.py) instead, or as well; their data sets are given in the same way.
 
 A method is a name of `defences.DEFENCES`, a control (`none`, `clean-twin`) or `tacfast:METHOD`; `NAME@KEY=VALUE,...` gives it other
-settings, as in `sau@epochs=100` or `tacfast:finetune@beta=2,lr=0.01`. DIR/results.jsonl gets a line per network, method, share and seed,
-DIR/models the repaired weights, DIR/last.jsonl what becomes of these under attacks. What has a line is not done again: take a new folder
-when a method has changed. It may be stopped at any time.
+settings, as in `sau@epochs=100`, `ft@slower=10` or `tacfast:finetune@beta=2,lr=0.01`. DIR/results.jsonl gets a line per network, method,
+share and seed, DIR/models the repaired weights, DIR/last.jsonl what becomes of these under attacks. What has a line is not done again:
+take a new folder when a method has changed. It may be stopped at any time.
 """
 
 from __future__ import annotations

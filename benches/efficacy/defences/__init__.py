@@ -31,4 +31,7 @@ DEFENCES: dict[str, Callable[[Task], nn.Module]] = {
     "fst": fst,
 }
 
-__all__ = ["DEFENCES", "NotApplicable", "Task", "as_they_are", "predict"]
+#: Those that fine-tune, and can do it more slowly than their papers.
+FINE_TUNING = ("ft", "fp", "nc", "ft-sam", "fst")
+
+__all__ = ["DEFENCES", "FINE_TUNING", "NotApplicable", "Task", "as_they_are", "predict"]

@@ -36,6 +36,8 @@ class Task:
     targets: tuple[int, ...] = ()
     #: Passes over the images. With 100 of them most defences have the budget of their papers.
     epochs: int = 10
+    #: The learning rate of fine-tuning is divided by this: the papers' ruins some networks.
+    slower: float = 1.0
     seed: int = 0
     #: Chooses the settings that a paper publishes by data set; those of CIFAR-10 for others than "gtsrb".
     dataset: str = "cifar10"
@@ -85,7 +87,7 @@ def fine_tune(
 
     `differentiate` adds the gradients of a batch to the weights, `after` runs after each step.
     """
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr / task.slower, momentum=0.9, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.steps())
     model.train()
     for images, labels in task.batches():
