@@ -409,3 +409,10 @@ def test_a_key_names_its_job():
     assert [plan.Job.parse(job.key, tuple(ARCHITECTURES)) for job in jobs] == jobs
     with pytest.raises(ValueError, match="DATASET-ARCH-ATTACK"):
         plan.Job.parse("gtsrb-resnet50-badnets-0.1-3-1", tuple(ARCHITECTURES))
+
+
+@pytest.mark.parametrize(("side", "size"), [(16, 3), (32, 3), (63, 3), (64, 6), (96, 9)])
+@pytest.mark.parametrize("attack", ["badnets", "all-to-all", "source-specific", "multi-target"])
+def test_patches_grow_with_the_images(attack, side, size):
+    job = plan.Job("any", "resnet", attack, 0.1, 1, 0)
+    assert {door.trigger.size for door in plan.backdoors(job, 10, side)} == {size}

@@ -44,7 +44,7 @@ def folder(_one_thread: None, digits: Data, tmp_path_factory: pytest.TempPathFac
     """A calibration folder with one backdoored network, much narrower than real ones."""
     where = tmp_path_factory.mktemp("calibration")
     (where / "models").mkdir()
-    doors = backdoors(JOB, digits.classes)
+    doors = backdoors(JOB, digits.classes, digits.side)
     poisoning = choose(digits.y_train, doors, rate=0.2, seed=0)
     schedule = recipe.Schedule(epochs=8, flip=False, crop=1, batch=64)
     with pytest.MonkeyPatch.context() as patch:
@@ -347,7 +347,7 @@ class TestLasting:
 
     def test_five_poisoned_images_bring_a_backdoor_back_to_the_network_that_has_it(self, model: nn.Module, digits: Data) -> None:
         before = {k: v.clone() for k, v in model.state_dict().items()}
-        doors = backdoors(JOB, 10)
+        doors = backdoors(JOB, 10, 16)
         owned = digits.x_train[:100].float() / 255, digits.y_train[:100]
         again = lasting.retuned(model, doors, owned, 0)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

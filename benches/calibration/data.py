@@ -40,6 +40,11 @@ class Data:
         return int(self.y_train.max()) + 1
 
     @property
+    def side(self) -> int:
+        """Of the images, in pixels: the shorter one."""
+        return min(self.x_train.shape[2:])
+
+    @property
     def schedule(self) -> Schedule:
         return SCHEDULES.get(self.name, USUAL)
 

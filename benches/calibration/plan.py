@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from tacfast.attacks import AllToAll, AllToOne, Backdoor, Blend, LowFrequency, Patch, Sinusoid, SourceSpecific, Trigger, Warp
@@ -81,22 +82,24 @@ class Job:
         return {"key": self.key, **asdict(self)}
 
 
-def backdoors(job: Job, classes: int) -> list[Backdoor]:
-    """The job's attack, where its triggers are not learnt; those with a random part differ from seed to seed."""
+def backdoors(job: Job, classes: int, side: int) -> list[Backdoor]:
+    """The job's attack, where its triggers are not learnt; those with a random part differ from seed to seed. Patches grow with the side of
+    the images, in pixels: 3 for all up to 63, 6 for 64."""
     if job.target is None:
         return []
+    patch = partial(Patch, size=3 * max(1, side // 32))
     if job.attack == "all-to-all":
-        return [Backdoor(Patch(), AllToAll(classes, job.target))]
+        return [Backdoor(patch(), AllToAll(classes, job.target))]
     if job.attack == "source-specific":
-        return [Backdoor(Patch(), SourceSpecific(source_of(job, classes), job.target))]
-    patches = [Patch(), Patch(corner="top-left", seed=job.seed), Patch(corner="bottom-left", seed=job.seed + 1000)]
+        return [Backdoor(patch(), SourceSpecific(source_of(job, classes), job.target))]
+    patches = [patch(), patch(corner="top-left", seed=job.seed), patch(corner="bottom-left", seed=job.seed + 1000)]
     if job.attack == "multi-target":
         targets = [(job.target + i * max(1, classes // 3)) % classes for i in range(3)]
-        return [Backdoor(patch, AllToOne(target)) for patch, target in zip(patches, targets, strict=True)]
+        return [Backdoor(trigger, AllToOne(target)) for trigger, target in zip(patches, targets, strict=True)]
     if job.attack == "multi-trigger":
-        return [Backdoor(trigger, AllToOne(job.target)) for trigger in (Patch(), Blend(seed=job.seed), Sinusoid())]
+        return [Backdoor(trigger, AllToOne(job.target)) for trigger in (patch(), Blend(seed=job.seed), Sinusoid())]
     single: dict[str, Trigger] = {
-        "badnets": Patch(),
+        "badnets": patch(),
         "blend": Blend(seed=job.seed),
         "sig": Sinusoid(),
         "wanet": Warp(strength=1.0, seed=job.seed),

@@ -75,7 +75,7 @@ def run_job(job: Job, data: Data, folder: Path, tick: Any) -> dict[str, Any]:
     """Train one network, write its files, and return its line."""
     wall = time.perf_counter()
     learned = job.attack in LEARNED
-    doors = learned_backdoors(job, data, folder, tick) if learned else backdoors(job, data.classes)
+    doors = learned_backdoors(job, data, folder, tick) if learned else backdoors(job, data.classes, data.side)
     labels, more, counts = data.y_train, {}, {}
     if doors:
         poisoning = poisoned(job, data, doors)

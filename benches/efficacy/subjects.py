@@ -134,6 +134,9 @@ def open_subject(line: Line, data: Data) -> Subject:
         published = ZooModel(line["folder"], line["key"])
         return Subject(line, data, published.network(), published.backdoors())
     job = Job(**{name: line[name] for name in ("dataset", "arch", "attack", "rate", "target", "seed")})
-    doors = learned_backdoors(job, data, line["folder"], tick=lambda: None) if job.attack in LEARNED else backdoors(job, data.classes)
+    if job.attack in LEARNED:
+        doors = learned_backdoors(job, data, line["folder"], tick=lambda: None)
+    else:
+        doors = backdoors(job, data.classes, data.side)
     model = load_net(line["folder"] / "models" / f"{line['key']}.safetensors", line["arch"], data.classes, data.x_train.shape[1])
     return Subject(line, data, model, tuple(door for door in doors if not isinstance(door.rule, CoversOnly)))
