@@ -69,9 +69,9 @@ def repair(
         beta: weight of the shifted cross-entropy ("auto", "unlearn", "finetune", "head").
         strength: weight of the cross-entropy on perturbed inputs ("auto", "unlearn").
         lr: learning rate, falling to zero by a cosine ("auto", "unlearn", "finetune", "equalize": SGD, by default 0.03, and 0.003 for
-            networks with LayerNorm or RMSNorm; "head": Adam).
+            networks with more LayerNorm or RMSNorm layers than BatchNorm; "head": Adam).
         epochs: passes over the clean data (all but "head" and "prune"). "auto" and "unlearn" take ten, or as many as make a hundred steps,
-            and twice that for networks with LayerNorm or RMSNorm.
+            and twice that for such networks.
         budget: loss of accuracy, on held-out clean data: the largest that "prune" may cause, and the one from which "auto" tries the
             smaller learning rate, though never for a single sample. An option that is None is the method's own default; one that the
             method does not have is refused.

@@ -18,6 +18,7 @@ from tacfast.progress import track
 
 #: SGD's learning rate, and that for delicate networks: 0.03 ruins them, 0.01 costs points (docs/repair-choices.md).
 LR, DELICATE_LR = 0.03, 0.003
+_OF_SAMPLES = (nn.LayerNorm, nn.RMSNorm)
 _BATCH = 64
 #: Samples of a forward pass without gradients.
 _FORWARD = 250
@@ -67,8 +68,9 @@ def trainable(model: nn.Module) -> Iterator[None]:
 
 
 def delicate(model: nn.Module) -> bool:
-    """Whether a network normalises each sample, as transformers do: such ones want smaller steps, and more of them."""
-    return any(isinstance(m, (nn.LayerNorm, nn.RMSNorm)) for m in model.modules())
+    """Whether a network mostly normalises each sample, as transformers do: such ones want smaller steps, and more of them."""
+    each, batch = (sum(isinstance(m, kinds) for m in model.modules()) for kinds in (_OF_SAMPLES, nn.modules.batchnorm._BatchNorm))
+    return each > batch
 
 
 def usual_lr(model: nn.Module) -> float:

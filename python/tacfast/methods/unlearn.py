@@ -37,7 +37,7 @@ def unlearn(
     with a target; latent adversarial training, Casper et al. 2024, arXiv:2403.05030). The first removes nothing, the second what the head
     reads of a trigger, the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired
     network's own answers to the clean images, which keeps the clean accuracy (distillation, Hinton et al. 2015). `epochs` are ten by
-    default, or as many as make a hundred steps, and twice that where the network normalises each sample, as transformers do.
+    default, or as many as make a hundred steps, and twice that where the network mostly normalises each sample, as transformers do.
 
     Returns:
         The learning rate.
