@@ -15,10 +15,11 @@ import tacfast
 from tacfast.heads import capture
 from tacfast.methods import Job, Route, routes_of
 from tacfast.methods.perturbations import FewPixels, Perturbations, Short, Warping
-from tacfast.methods.training import recompute_statistics
+from tacfast.methods.training import recompute_statistics, trainable
 from tacfast.methods.unlearn import epochs_of
 from tacfast.methods.views import Views, bears_mirrors
 from tacfast.methods.warping import warped
+from tacfast.precision import mixed_precision
 from tacfast.universal import RADIUS, Room, watching
 
 
@@ -232,3 +233,26 @@ def test_watching_puts_everything_back(small_model: nn.Sequential) -> None:
         assert not any(p.requires_grad for p in small_model.parameters())
         raise RuntimeError
     assert before == ([m.training for m in small_model.modules()], [p.requires_grad for p in small_model.parameters()])
+
+
+def separable(stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, stride, groups=6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+
+
+@pytest.mark.parametrize("own", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_networks_of_strided_depthwise_convolutions_are_laid_out_for_training_and_back(stride: int, own: Any) -> None:
+    model = separable(stride).to(memory_format=own)
+    model.register_parameter("five", nn.Parameter(torch.zeros(1, 2, 1, 2, 1)))
+    weight = model[0].weight
+    with trainable(model):
+        inside = torch.channels_last if stride == 2 else own
+        assert weight.is_contiguous(memory_format=inside)
+    assert weight.is_contiguous(memory_format=own)
+
+
+def test_strided_depthwise_convolutions_are_trained_in_float32_on_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    cpu = torch.device("cpu")
+    given = (None, separable(1), separable(2))
+    assert [mixed_precision(cpu, model)._enabled for model in given] == [True, True, False]

@@ -26,7 +26,7 @@ def reach(model: nn.Module, job: Job) -> float | None:
     where = choose_device(model, job.device)
     model.to(where)
     room = Room.of(wide(job.images)).to(where)
-    with watching(model), mixed_precision(where):
+    with watching(model), mixed_precision(where, model):
         found = [_open(model, job, route, room, trial) for route in job.routes for trial in range(_TRIALS)]
     return max((share for share in found if share is not None), default=None)
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from tacfast.errors import SolveError
 from tacfast.heads import Captured, choose_device, logits_of
 from tacfast.methods.routes import Route, targets_of
-from tacfast.precision import mixed_precision
+from tacfast.precision import mixed_precision, strided_depthwise
 from tacfast.progress import track
 
 #: SGD's learning rate, and that for delicate networks: 0.03 ruins them, 0.01 costs points (docs/repair-choices.md).
@@ -51,7 +51,7 @@ class Job:
 
 @contextmanager
 def trainable(model: nn.Module) -> Iterator[None]:
-    """All weights in float32 or wider and with gradients, as training needs them; their own dtype and frozenness come back afterwards."""
+    """All weights in float32 or wider, with gradients, and laid out as training wants them; all that comes back as it was afterwards."""
     parameters = list(model.parameters())
     frozen = [p for p in parameters if not p.requires_grad]
     half = [t for t in [*parameters, *model.buffers()] if t.dtype in (torch.float16, torch.bfloat16)]
@@ -60,7 +60,13 @@ def trainable(model: nn.Module) -> Iterator[None]:
         t.data = t.data.float()
     for p in frozen:
         p.requires_grad_(p.is_floating_point())
+    # Not by Module.to, which refuses what has five dimensions.
+    turned = [p for p in parameters if p.ndim == 4 and p.is_contiguous()] if strided_depthwise(model) else []
+    for p in turned:
+        p.data = p.data.contiguous(memory_format=torch.channels_last)
     yield
+    for p in turned:
+        p.data = p.data.contiguous()
     for t, dtype in zip(half, dtypes, strict=True):
         t.data = t.data.to(dtype)
     for p in frozen:
@@ -96,7 +102,7 @@ def fit(model: nn.Module, job: Job, loss: Loss, *, lr: float, epochs: int, what:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
     for _ in track(range(epochs * per_epoch), what, shown=job.progress):
         index = next(batches)
-        with mixed_precision(where):
+        with mixed_precision(where, model):
             value = loss(wide(job.images[index]).to(where), job.labels[index].to(where))
         descend(optimizer, value)
         schedule.step()
