@@ -16,7 +16,7 @@ from tacfast.heads import capture
 from tacfast.methods import Job, Route, routes_of
 from tacfast.methods.perturbations import FewPixels, Perturbations, Short, Warping
 from tacfast.methods.training import recompute_statistics, trainable
-from tacfast.methods.unlearn import epochs_of
+from tacfast.methods.unlearn import epochs_of, taught
 from tacfast.methods.views import Views, bears_mirrors
 from tacfast.methods.warping import warped
 from tacfast.precision import mixed_precision
@@ -233,6 +233,28 @@ def test_watching_puts_everything_back(small_model: nn.Sequential) -> None:
         assert not any(p.requires_grad for p in small_model.parameters())
         raise RuntimeError
     assert before == ([m.training for m in small_model.modules()], [p.requires_grad for p in small_model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("targets", "counts"),
+    [
+        # A tenth of 200 samples is 20: as often as comes nearest to it.
+        ((0,), [20, 100, 10, 0, 86]),
+        ((0, 2), [20, 100, 20, 0, 86]),
+        ((1,), [4, 100, 10, 0, 86]),
+        ((3,), [4, 100, 10, 0, 86]),
+        # Half of them for all targets together.
+        ((0, 1, 2, 3, 4), [20, 100, 20, 0, 86]),
+    ],
+)
+def test_rare_targets_are_taught_several_times(targets: tuple[int, ...], counts: list[int], small_model: nn.Sequential) -> None:
+    labels = torch.tensor([0] * 4 + [1] * 100 + [2] * 10 + [4] * 86 + [3] * 20)
+    images, routes = torch.zeros(220, 3, 8, 8), tuple(to_class(target) for target in targets)
+    held = torch.arange(200, 220)
+    job = Job(capture(small_model, [images]), images, labels, torch.arange(200), held, routes, "cpu", 0, False)
+    found = taught(job)
+    assert labels[found].bincount(minlength=5).tolist() == counts
+    assert set(found.tolist()) == set(range(200))
 
 
 def separable(stride: int) -> nn.Sequential:

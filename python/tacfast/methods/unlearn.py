@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ BETA = 0.3
 STRENGTH = 0.3
 #: Share of the teacher's probabilities, beside the label, in what the network is taught.
 _TEACHER = 0.8
+#: Share of the training samples that rare targets are brought to: each, and where they are many, together.
+_OF_TARGET, _OF_TARGETS = 0.1, 0.5
 #: Images that tell how long a perturbation of an inner layer is.
 _SIZED_ON = 100
 
@@ -36,8 +39,9 @@ def unlearn(
     warping, and ones of few pixels), half behind an inner layer (universal adversarial training, Shafahi et al. 2020, AAAI, here
     with a target; latent adversarial training, Casper et al. 2024, arXiv:2403.05030). The first removes nothing, the second what the head
     reads of a trigger, the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired
-    network's own answers to the clean images, which keeps the clean accuracy (distillation, Hinton et al. 2015). `epochs` are ten by
-    default, or as many as make a hundred steps, and twice that where the network mostly normalises each sample, as transformers do.
+    network's own answers to the clean images, which keeps the clean accuracy (distillation, Hinton et al. 2015). Images of rare targets
+    are taken several times, or the network would unlearn the class with what leads to it. `epochs` are ten by default, or as many as make
+    a hundred steps, and twice that where the network mostly normalises each sample, as transformers do.
 
     Returns:
         The learning rate.
@@ -71,7 +75,7 @@ def unlearn(
                 + strength * cross_entropy(perturbed, wanted)
             )
 
-        fit(model, job, loss, lr=lr, epochs=epochs or epochs_of(model, job), what="unlearning")
+        fit(model, replace(job, train=taught(job)), loss, lr=lr, epochs=epochs or epochs_of(model, job), what="unlearning")
     recompute_statistics(model, job)
     return {"lr": lr}
 
@@ -93,3 +97,14 @@ def clean_and_perturbed(
 def epochs_of(model: nn.Module, job: Job) -> int:
     """Ten epochs, or as many as make a hundred steps where the clean samples are few; twice as many for delicate networks."""
     return (2 if delicate(model) else 1) * max(10, -(-100 // steps_per_epoch(job)))
+
+
+def taught(job: Job) -> Tensor:
+    """Positions of the training samples (m,), those of rare targets several times."""
+    labels = job.labels[job.train]
+    wanted = min(_OF_TARGET, _OF_TARGETS / len(job.targets)) * len(labels)
+    parts = [job.train]
+    for target in job.targets:
+        own = job.train[labels == target]
+        parts += [own] * (round(wanted / len(own)) - 1 if len(own) else 0)
+    return torch.cat(parts)
