@@ -190,9 +190,11 @@ class TestFigures:
 
     def test_tables_compare_what_both_repaired(self) -> None:
         def line(key: str, method: str, accuracy: float, asr: float, der: float) -> dict[str, Any]:
-            after = {"accuracy": accuracy, "triggers": [{"asr": asr, "excess": asr, "recovery": 1 - asr}]}
+            target = None if key == "b" else accuracy - 0.1
+            after = {"accuracy": accuracy, "target_accuracy": target, "triggers": [{"asr": asr, "excess": asr, "recovery": 1 - asr}]}
             more = {"share": 0.05, "targets": "truth", "epochs": 10, "bfloat16": False, "seed": 0, "cpu_s": 1.0, "attack": "badnets"}
-            return {"key": key, "method": method, "dataset": "toy", "after": after, "der": der, **more}
+            before = {"target_accuracy": target and 0.9}
+            return {"key": key, "method": method, "dataset": "toy", "before": before, "after": after, "der": der, **more}
 
         lines = [line("a", "ft", 0.9, 0.5, 0.7), line("b", "ft", 0.8, 0.1, 0.9), line("a", "nc", 0.9, 0.0, 1.0)]
         lines += [line("a", "tacfast:x", 0.95, 0.0, 1.0), line("b", "tacfast:x", 0.85, 0.0, 1.0)]
@@ -204,6 +206,8 @@ class TestFigures:
             "90.0 / 0.0 / 0.0 / 100.0 / 100.0",
         ]
         assert rows["**worst**"][0] == "80.0 / 50.0 / 50.0 / 50.0 / 70.0"
+        # No test image is of the second network's target.
+        assert rows["ACC of the target, before / after"] == ["90.0 / 80.0", "90.0 / 80.0", "90.0 / 85.0"]
         assert rows["repairs"] == ["2", "1", "2"]
         # Neural Cleanse failed on one of the two networks: only plain fine-tuning can be compared.
         assert rows["**all**"] == ["tacfast:x", "ft", "+5.0", "-30.0", "-30.0", "+30.0", "+20.0", "2"]

@@ -63,6 +63,7 @@ def _main_table(lines: Sequence[Line], by: str) -> str:
     by_method = [[figures(line) for line in good if line["method"] == m] for m in methods]
     text.append(_cells(["**mean**", *(_percent([fmean(v) for v in zip(*f, strict=True)]) for f in by_method)]))
     text.append(_cells(["**worst**", *(_percent([w(v) for w, v in zip(_WORST, zip(*f, strict=True), strict=False)]) for f in by_method)]))
+    text.append(_cells(["ACC of the target, before / after", *(_of_targets([x for x in good if x["method"] == m]) for m in methods)]))
     text.append(_cells(["repairs", *(str(len(f)) for f in by_method)]))
     seconds = [[line["cpu_s"] for line in good if line["method"] == m] for m in methods]
     text.append(_cells(["CPU seconds, mean", *(f"{fmean(s):.1f}" if s else "-" for s in seconds)]))
@@ -73,6 +74,12 @@ def _mean(lines: Sequence[Line]) -> str:
     if not lines:
         return "-"
     return _percent([fmean(v) for v in zip(*(figures(line) for line in lines), strict=True)])
+
+
+def _of_targets(lines: Sequence[Line]) -> str:
+    """Of the worst target of each network; a network that forgets the class it no longer takes for another is no better for it."""
+    known = [tuple(line[when]["target_accuracy"] for when in ("before", "after")) for line in lines]
+    return _percent([fmean(v) for v in zip(*(pair for pair in known if None not in pair), strict=True)])
 
 
 def _rivals_table(lines: Sequence[Line]) -> str:
