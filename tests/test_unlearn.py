@@ -257,6 +257,14 @@ def test_rare_targets_are_taught_several_times(targets: tuple[int, ...], counts:
     assert set(found.tolist()) == set(range(200))
 
 
+def test_a_rare_target_among_many_classes_is_taught_as_often_as_five_of_them() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 100))
+    images, labels = torch.zeros(400, 3, 8, 8), torch.arange(100).repeat_interleave(4)
+    order, held = torch.arange(400), torch.arange(0)
+    job = Job(capture(model, [images]), images, labels, order, held, (to_class(7, 100, 192),), "cpu", 0, False)
+    assert labels[taught(job)].bincount().tolist() == [4] * 7 + [20] + [4] * 92
+
+
 def separable(stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, stride, groups=6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
 

@@ -23,8 +23,9 @@ BETA = 0.3
 STRENGTH = 0.3
 #: Share of the teacher's probabilities, beside the label, in what the network is taught.
 _TEACHER = 0.8
-#: Share of the training samples that rare targets are brought to: each, and where they are many, together.
-_OF_TARGET, _OF_TARGETS = 0.1, 0.5
+#: Share of the training samples that a rare target is brought to: this, or so many times that of an average class, or its part of what all
+#: targets may have together; the least of them.
+_OF_TARGET, _TIMES, _OF_TARGETS = 0.1, 5, 0.5
 #: Images that tell how long a perturbation of an inner layer is.
 _SIZED_ON = 100
 
@@ -102,9 +103,9 @@ def epochs_of(model: nn.Module, job: Job) -> int:
 def taught(job: Job) -> Tensor:
     """Positions of the training samples (m,), those of rare targets several times."""
     labels = job.labels[job.train]
-    wanted = min(_OF_TARGET, _OF_TARGETS / len(job.targets)) * len(labels)
+    share = min(_OF_TARGET, _TIMES / len(job.captured.weight), _OF_TARGETS / len(job.targets))
     parts = [job.train]
     for target in job.targets:
         own = job.train[labels == target]
-        parts += [own] * (round(wanted / len(own)) - 1 if len(own) else 0)
+        parts += [own] * (round(share * len(labels) / len(own)) - 1 if len(own) else 0)
     return torch.cat(parts)
