@@ -23,9 +23,9 @@ BETA = 0.3
 STRENGTH = 0.3
 #: Share of the teacher's probabilities, beside the label, in what the network is taught.
 _TEACHER = 0.8
-#: Share of the training samples that a rare target is brought to: this, or so many times that of an average class, or its part of what all
-#: targets may have together; the least of them.
-_OF_TARGET, _TIMES, _OF_TARGETS = 0.1, 5, 0.5
+#: A rare target is brought to the share of an average class, in delicate networks of five; to a tenth of all samples at most, and all
+#: targets together to half of them.
+_CLASSES, _DELICATE_CLASSES, _OF_TARGET, _OF_TARGETS = 1, 5, 0.1, 0.5
 #: Images that tell how long a perturbation of an inner layer is.
 _SIZED_ON = 100
 
@@ -76,7 +76,7 @@ def unlearn(
                 + strength * cross_entropy(perturbed, wanted)
             )
 
-        fit(model, replace(job, train=taught(job)), loss, lr=lr, epochs=epochs or epochs_of(model, job), what="unlearning")
+        fit(model, replace(job, train=taught(model, job)), loss, lr=lr, epochs=epochs or epochs_of(model, job), what="unlearning")
     recompute_statistics(model, job)
     return {"lr": lr}
 
@@ -100,10 +100,11 @@ def epochs_of(model: nn.Module, job: Job) -> int:
     return (2 if delicate(model) else 1) * max(10, -(-100 // steps_per_epoch(job)))
 
 
-def taught(job: Job) -> Tensor:
+def taught(model: nn.Module, job: Job) -> Tensor:
     """Positions of the training samples (m,), those of rare targets several times."""
     labels = job.labels[job.train]
-    share = min(_OF_TARGET, _TIMES / len(job.captured.weight), _OF_TARGETS / len(job.targets))
+    average = 1 / len(job.captured.weight)
+    share = min(_OF_TARGET, average * (_DELICATE_CLASSES if delicate(model) else _CLASSES), _OF_TARGETS / len(job.targets))
     parts = [job.train]
     for target in job.targets:
         own = job.train[labels == target]
