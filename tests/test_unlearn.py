@@ -243,7 +243,6 @@ def test_watching_puts_everything_back(small_model: nn.Sequential) -> None:
         ((0, 2), [20, 100, 20, 0, 86]),
         ((1,), [4, 100, 10, 0, 86]),
         ((3,), [4, 100, 10, 0, 86]),
-        # Half of them for all targets together.
         ((0, 1, 2, 3, 4), [20, 100, 20, 0, 86]),
     ],
 )
@@ -264,6 +263,15 @@ def test_among_many_classes_a_rare_target_becomes_an_average_one_or_five_of_them
     order, held = torch.arange(398), torch.arange(0)
     job = Job(capture(model, [images]), images, labels, order, held, (to_class(0, 100, 192),), "cpu", 0, False)
     assert labels[taught(model, job)].bincount().tolist() == [2 * times] + [4] * 99
+
+
+def test_many_rare_targets_share_half_of_the_samples() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    labels = torch.tensor([0] * 2 + [1] * 4 + [9] * 194)
+    images, routes = torch.zeros(200, 3, 8, 8), tuple(to_class(target, 10, 192) for target in range(10))
+    job = Job(capture(model, [images]), images, labels, torch.arange(200), torch.arange(0), routes, "cpu", 0, False)
+    # A twentieth each, not a tenth: that is 10 of the 200.
+    assert labels[taught(model, job)].bincount().tolist() == [10, 8, 0, 0, 0, 0, 0, 0, 0, 194]
 
 
 def separable(stride: int) -> nn.Sequential:
