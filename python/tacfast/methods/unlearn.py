@@ -1,5 +1,5 @@
 """Shifted latents and perturbed inputs together, with the old network as teacher. May import: torch, training,
-perturbations, inner, views, universal, heads."""
+perturbations, inner, features, views, universal, heads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from tacfast.heads import choose_device, head_of, latent_tap, logits_of
+from tacfast.methods.features import Outputs, feature_loss, outputs_of
 from tacfast.methods.inner import InnerPerturbations, added, sites_of
 from tacfast.methods.perturbations import Perturbations
 from tacfast.methods.training import Job, delicate, fit, recompute_statistics, shifted_loss, steps_per_epoch, usual_lr, wide
@@ -23,9 +24,11 @@ BETA = 0.3
 STRENGTH = 0.3
 #: Share of the teacher's probabilities, beside the label, in what the network is taught.
 _TEACHER = 0.8
+#: Weight of the distance from what the unrepaired network's inner layers say of clean images.
+_FEATURES = 3.0
 #: A rare target is brought to the share of an average class, in delicate networks of five; to a tenth of all samples at most, and all
 #: targets together to half of them.
-_CLASSES, _DELICATE_CLASSES, _OF_TARGET, _OF_TARGETS = 1, 5, 0.1, 0.5
+_DELICATE, _OF_TARGET, _OF_TARGETS = 5, 0.1, 0.5
 #: Images that tell how long a perturbation of an inner layer is.
 _SIZED_ON = 100
 
@@ -60,20 +63,23 @@ def unlearn(
     with watching(model.to(where)):
         sites = sites_of(model, wide(job.images[job.train[:_SIZED_ON]]).to(where), head)
     inner = InnerPerturbations(sites, routes, job.seed)
+    same = dict(zip(model.modules(), teacher.modules(), strict=True))
+    teachers = {site: same[site.module] for site in sites}
     views = Views(bears_mirrors(teacher, job), torch.Generator().manual_seed(job.seed))
     with latent_tap(head) as latest:
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             images = views(images)
-            with torch.no_grad():
+            with torch.no_grad(), outputs_of(teachers.values(), len(images)) as wanted_features:
                 answers = logits_of(teacher(images)).softmax(1)
             wanted = _TEACHER * answers + (1 - _TEACHER) * one_hot(labels, answers.shape[1])
-            clean, perturbed = clean_and_perturbed(model, images, labels, outer, inner)
+            clean, perturbed, features = clean_and_perturbed(model, images, labels, outer, inner)
             latents = latest[0][: len(images)]
             return (
                 cross_entropy(clean, wanted)
                 + beta * shifted_loss(head, latents, routes, labels, wanted)
                 + strength * cross_entropy(perturbed, wanted)
+                + _FEATURES * feature_loss(features, wanted_features, teachers)
             )
 
         fit(model, replace(job, train=taught(model, job)), loss, lr=lr, epochs=epochs or epochs_of(model, job), what="unlearning")
@@ -83,16 +89,18 @@ def unlearn(
 
 def clean_and_perturbed(
     model: nn.Module, images: Tensor, labels: Tensor, outer: Perturbations, inner: InnerPerturbations
-) -> tuple[Tensor, Tensor]:
-    """Logits of a batch of images, and of the same images under perturbations: half of them in the input, half of them further in."""
+) -> tuple[Tensor, Tensor, Outputs]:
+    """Logits of a batch of images, and of the same images under perturbations: half of them in the input, half of them further in; and what
+    the layers behind which perturbations may be added say of the former."""
     half = len(images) - (len(images) // 2 if inner.sites else 0)
     with watching(model):
         stamped = outer.stamp(model, images[:half], labels[:half])
         place = inner.adapt(model, images[half:], labels[half:]) if half < len(images) else None
     # One batch, so that batch normalisation sees all kinds together.
-    with added(*place, first=len(images) + half) if place else nullcontext():
+    perturbed_inside = added(*place, first=len(images) + half) if place else nullcontext()
+    with outputs_of((site.module for site in inner.sites), len(images)) as said, perturbed_inside:
         clean, perturbed = logits_of(model(torch.cat([images, stamped, images[half:]]))).tensor_split(2)
-    return clean, perturbed
+    return clean, perturbed, said
 
 
 def epochs_of(model: nn.Module, job: Job) -> int:
@@ -103,8 +111,8 @@ def epochs_of(model: nn.Module, job: Job) -> int:
 def taught(model: nn.Module, job: Job) -> Tensor:
     """Positions of the training samples (m,), those of rare targets several times."""
     labels = job.labels[job.train]
-    average = 1 / len(job.captured.weight)
-    share = min(_OF_TARGET, average * (_DELICATE_CLASSES if delicate(model) else _CLASSES), _OF_TARGETS / len(job.targets))
+    classes = _DELICATE if delicate(model) else 1
+    share = min(_OF_TARGET, classes / len(job.captured.weight), _OF_TARGETS / len(job.targets))
     parts = [job.train]
     for target in job.targets:
         own = job.train[labels == target]
