@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tacfast
-from tacfast.methods.features import feature_loss, outputs_of
+from tacfast.methods.features import Features, mean_of
 from tacfast.methods.inner import Site, sites_of
 
 
@@ -20,13 +20,15 @@ def images() -> Tensor:
     return torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(4))
 
 
-def loss_between(model: nn.Module, teacher: nn.Module, images: Tensor, sites: list[Site], count: int = 40) -> Tensor:
-    same = dict(zip(model.modules(), teacher.modules(), strict=True))
-    teachers = {site: same[site.module] for site in sites}
-    with outputs_of((site.module for site in sites), count) as said, outputs_of(teachers.values(), count) as wanted:
-        model(images)
+def distances_of(model: nn.Module, teacher: nn.Module, images: Tensor, sites: list[Site], count: int = 40) -> list[Tensor]:
+    features = Features(model, teacher, sites)
+    with torch.no_grad(), features.taught():
         teacher(images[:count])
-    return feature_loss(said, wanted, teachers)
+    with features.compared() as distances:
+        model(images)
+    assert not features.wanted
+    assert not any(m._forward_hooks for network in (model, teacher) for m in network.modules())
+    return distances
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -36,33 +38,54 @@ def test_the_loss_is_the_mean_squared_distance_relative_to_the_spread(images: Te
     model = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(64, 5)).eval()
     sites = sites_of(model, images, model[-1])
     teacher = copy.deepcopy(model)
-    assert loss_between(model, teacher, images, sites).item() == 0
+    assert [x.item() for x in distances_of(model, teacher, images, sites)] == [0, 0]
     with torch.no_grad():
         # Of the last site only, by half its spread.
         sites[1].module.bias += 0.5 * sites[1].spread / 64**0.5
-    assert loss_between(model, teacher, images, sites, 7).item() == pytest.approx(0.25 / 2, rel=1e-4)
-    loss_between(model, teacher, images, sites).backward()
-    # Down to the first layer, and the teacher's too, as nothing here forbids it.
-    assert all(float(m.weight.grad.abs().sum()) > 0 for m in (model[0], model[3], teacher[0]))
+    for count in (7, 40):
+        distances = distances_of(model, teacher, images, sites, count)
+        torch.testing.assert_close(torch.stack(distances), torch.tensor([0, 0.25]))
+        assert mean_of(distances).item() == pytest.approx(0.125)
+    mean_of(distances).backward()
+    assert float(model[0].weight.grad.abs().sum()) > 0
+    assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_layers_that_do_not_run_are_left_out(images: Tensor) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5)).eval()
-    (site,) = sites_of(model, images, model[-1])
-    assert float(feature_loss({}, {site.module: images}, {site: site.module})) == 0
-    assert float(feature_loss({}, {}, {})) == 0
-    assert not any(m._forward_hooks for m in model.modules())
+class Skipping(nn.Module):
+    """Leaves its second normalisation layer out in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Linear(192, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.first(x)
+        return self.head((z if self.training else self.second(z)).flatten(1))
+
+
+def test_layers_that_do_not_run_are_left_out(images: Tensor, batches: Any) -> None:
+    model = Skipping().eval()
+    sites = sites_of(model, images, model.head)
+    features = Features(model, copy.deepcopy(model), sites)
+    with features.taught():
+        pass
+    with features.compared() as distances:
+        model(images)
+    assert distances == []
+    assert mean_of(distances).item() == 0
+    assert len(sites) == 2
+    repaired = tacfast.repair(model, batches, targets=[2], method="unlearn", epochs=1, device="cpu")
+    assert repaired.model is not None
 
 
 def test_a_repair_keeps_what_inner_layers_say(small_model: nn.Sequential, batches: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.cat([images for images, _ in batches])
     small_model.eval()
-    sites = sites_of(small_model, x, small_model[-1])
     lost = []
     for weight in (0.0, 3.0):
         monkeypatch.setattr(importlib.import_module("tacfast.methods.unlearn"), "_FEATURES", weight)
         torch.manual_seed(0)  # of dropout
         repaired = tacfast.repair(small_model, batches, targets=[2], method="unlearn", epochs=20, device="cpu").model
         assert repaired is not None
-        lost.append(loss_between(small_model, repaired.eval(), x, sites, len(x)).item())
+        lost.append(mean_of(distances_of(repaired.eval(), small_model, x, sites_of(repaired, x, repaired[-1]), len(x))).item())
     assert 0 < lost[1] < 0.5 * lost[0]

@@ -7,8 +7,9 @@ has the trigger.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,33 +18,57 @@ from torch import Tensor, nn
 from tacfast.methods.inner import Site
 from tacfast.methods.training import wide
 
-#: What each of some layers said last, gradients and all; nothing of those that did not run.
-Outputs = Mapping[nn.Module, Tensor]
+
+class Features:
+    """Compares what the sites of a network say of some images with what the same layers of its teacher, a copy, said of them before."""
+
+    def __init__(self, model: nn.Module, teacher: nn.Module, sites: Sequence[Site]) -> None:
+        same = dict(zip(model.modules(), teacher.modules(), strict=True))
+        self.teachers = {site: same[site.module] for site in sites}
+        self.wanted: dict[Site, Tensor] = {}
+
+    @contextmanager
+    def taught(self) -> Iterator[None]:
+        """While this lasts, what the teacher says is kept."""
+
+        def keep(site: Site, output: Tensor) -> None:
+            # A copy, as the next layer may change it in place.
+            self.wanted[site] = output.clone()
+
+        with _seen({layer: partial(keep, site) for site, layer in self.teachers.items()}):
+            yield
+
+    @contextmanager
+    def compared(self) -> Iterator[list[Tensor]]:
+        """While this lasts, filled with one number for each site that runs: the squared distance of what it says, of the first images of
+        the batch, from what the teacher said of them, relative to the site's spread; the mean over images."""
+        distances: list[Tensor] = []
+
+        def compare(site: Site, output: Tensor) -> None:
+            wanted = self.wanted.pop(site, None)
+            if wanted is not None:
+                apart = wide(output[: len(wanted)]) - wide(wanted)
+                distances.append(apart.flatten(1).square().sum(1).mean() / site.spread**2)
+
+        with _seen({site.module: partial(compare, site) for site in self.teachers}):
+            yield distances
+
+
+def mean_of(distances: Sequence[Tensor]) -> Tensor:
+    """Zero of none."""
+    return torch.stack(list(distances)).mean() if distances else torch.zeros(())
 
 
 @contextmanager
-def outputs_of(layers: Iterable[nn.Module], images: int) -> Iterator[Outputs]:
-    """While this lasts, filled whenever the layers run, with what they say of the first images of a batch."""
-    latest: dict[nn.Module, Tensor] = {}
+def _seen(by: Mapping[nn.Module, Callable[[Tensor], None]]) -> Iterator[None]:
+    """While this lasts, functions are shown what layers say whenever they run."""
 
-    def keep(module: nn.Module, _: Any, output: Tensor) -> None:
-        # A copy, as the next layer may change it in place.
-        latest[module] = output[:images].clone()
+    def hook(see: Callable[[Tensor], None], _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        see(output)
 
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    hooks = [layer.register_forward_hook(partial(hook, see)) for layer, see in by.items()]
     try:
-        yield latest
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def feature_loss(said: Outputs, wanted: Outputs, teachers: Mapping[Site, nn.Module]) -> Tensor:
-    """Squared distance between what sites and their teachers say of the same images, relative to the site's spread: the mean over images
-    and sites."""
-    losses = [
-        (wide(said[site.module]) - wide(wanted[teacher])).flatten(1).square().sum(1).mean() / site.spread**2
-        for site, teacher in teachers.items()
-        if site.module in said and teacher in wanted
-    ]
-    return torch.stack(losses).mean() if losses else torch.zeros(())
+        for handle in hooks:
+            handle.remove()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from tacfast.heads import choose_device, head_of, latent_tap, logits_of
-from tacfast.methods.features import Outputs, feature_loss, outputs_of
+from tacfast.methods.features import Features, mean_of
 from tacfast.methods.inner import InnerPerturbations, added, sites_of
 from tacfast.methods.perturbations import Perturbations
 from tacfast.methods.training import Job, delicate, fit, recompute_statistics, shifted_loss, steps_per_epoch, usual_lr, wide
@@ -21,11 +21,11 @@ from tacfast.methods.views import Views, bears_mirrors
 from tacfast.universal import Room, watching
 
 BETA = 0.3
-STRENGTH = 0.3
+STRENGTH = 0.6
 #: Share of the teacher's probabilities, beside the label, in what the network is taught.
 _TEACHER = 0.8
 #: Weight of the distance from what the unrepaired network's inner layers say of clean images.
-_FEATURES = 3.0
+_FEATURES = 6.0
 #: A rare target is brought to the share of an average class, in delicate networks of five; to a tenth of all samples at most, and all
 #: targets together to half of them.
 _DELICATE, _OF_TARGET, _OF_TARGETS = 5, 0.1, 0.5
@@ -43,9 +43,10 @@ def unlearn(
     warping, and ones of few pixels), half behind an inner layer (universal adversarial training, Shafahi et al. 2020, AAAI, here
     with a target; latent adversarial training, Casper et al. 2024, arXiv:2403.05030). The first removes nothing, the second what the head
     reads of a trigger, the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired
-    network's own answers to the clean images, which keeps the clean accuracy (distillation, Hinton et al. 2015). Images of rare targets
-    are taken several times, or the network would unlearn the class with what leads to it. `epochs` are ten by default, or as many as make
-    a hundred steps, and twice that where the network mostly normalises each sample, as transformers do.
+    network's own answers to the clean images (distillation, Hinton et al. 2015), and the latter's inner layers are held on to as well
+    (hints, Romero et al. 2015, arXiv:1412.6550): that keeps the clean accuracy. Images of rare targets are taken several times, or the
+    network would unlearn the class with what leads to it. `epochs` are ten by default, or as many as make a hundred steps, and twice that
+    where the network mostly normalises each sample, as transformers do.
 
     Returns:
         The learning rate.
@@ -63,23 +64,22 @@ def unlearn(
     with watching(model.to(where)):
         sites = sites_of(model, wide(job.images[job.train[:_SIZED_ON]]).to(where), head)
     inner = InnerPerturbations(sites, routes, job.seed)
-    same = dict(zip(model.modules(), teacher.modules(), strict=True))
-    teachers = {site: same[site.module] for site in sites}
+    features = Features(model, teacher, sites)
     views = Views(bears_mirrors(teacher, job), torch.Generator().manual_seed(job.seed))
     with latent_tap(head) as latest:
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             images = views(images)
-            with torch.no_grad(), outputs_of(teachers.values(), len(images)) as wanted_features:
+            with torch.no_grad(), features.taught():
                 answers = logits_of(teacher(images)).softmax(1)
             wanted = _TEACHER * answers + (1 - _TEACHER) * one_hot(labels, answers.shape[1])
-            clean, perturbed, features = clean_and_perturbed(model, images, labels, outer, inner)
+            clean, perturbed, distances = clean_and_perturbed(model, images, labels, outer, inner, features)
             latents = latest[0][: len(images)]
             return (
                 cross_entropy(clean, wanted)
                 + beta * shifted_loss(head, latents, routes, labels, wanted)
                 + strength * cross_entropy(perturbed, wanted)
-                + _FEATURES * feature_loss(features, wanted_features, teachers)
+                + _FEATURES * mean_of(distances)
             )
 
         fit(model, replace(job, train=taught(model, job)), loss, lr=lr, epochs=epochs or epochs_of(model, job), what="unlearning")
@@ -88,19 +88,19 @@ def unlearn(
 
 
 def clean_and_perturbed(
-    model: nn.Module, images: Tensor, labels: Tensor, outer: Perturbations, inner: InnerPerturbations
-) -> tuple[Tensor, Tensor, Outputs]:
-    """Logits of a batch of images, and of the same images under perturbations: half of them in the input, half of them further in; and what
-    the layers behind which perturbations may be added say of the former."""
+    model: nn.Module, images: Tensor, labels: Tensor, outer: Perturbations, inner: InnerPerturbations, features: Features
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Logits of a batch of images, and of the same images under perturbations: half of them in the input, half of them further in; and how
+    far what inner layers say of the former is from what the teacher said."""
     half = len(images) - (len(images) // 2 if inner.sites else 0)
     with watching(model):
         stamped = outer.stamp(model, images[:half], labels[:half])
         place = inner.adapt(model, images[half:], labels[half:]) if half < len(images) else None
-    # One batch, so that batch normalisation sees all kinds together.
     perturbed_inside = added(*place, first=len(images) + half) if place else nullcontext()
-    with outputs_of((site.module for site in inner.sites), len(images)) as said, perturbed_inside:
+    # One batch, so that batch normalisation sees all kinds together.
+    with features.compared() as distances, perturbed_inside:
         clean, perturbed = logits_of(model(torch.cat([images, stamped, images[half:]]))).tensor_split(2)
-    return clean, perturbed, said
+    return clean, perturbed, distances
 
 
 def epochs_of(model: nn.Module, job: Job) -> int:
