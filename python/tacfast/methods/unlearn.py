@@ -26,9 +26,9 @@ STRENGTH = 0.6
 _TEACHER = 0.8
 #: Weight of the distance from what the unrepaired network's inner layers say of clean images.
 _FEATURES = 6.0
-#: A rare target is brought to the share of an average class, in delicate networks of five; to a tenth of all samples at most, and all
-#: targets together to half of them.
-_DELICATE, _OF_TARGET, _OF_TARGETS = 5, 0.1, 0.5
+#: A target is brought to twice the share of an average class, in delicate networks of many classes to that of five, a tenth of all
+#: samples at most; all targets together to half of them.
+_CLASSES, _DELICATE, _OF_TARGET, _OF_TARGETS = 2, 5, 0.1, 0.5
 #: Images that tell how long a perturbation of an inner layer is.
 _SIZED_ON = 100
 
@@ -44,7 +44,7 @@ def unlearn(
     with a target; latent adversarial training, Casper et al. 2024, arXiv:2403.05030). The first removes nothing, the second what the head
     reads of a trigger, the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired
     network's own answers to the clean images (distillation, Hinton et al. 2015), and the latter's inner layers are held on to as well
-    (hints, Romero et al. 2015, arXiv:1412.6550): that keeps the clean accuracy. Images of rare targets are taken several times, or the
+    (hints, Romero et al. 2015, arXiv:1412.6550): that keeps the clean accuracy. Images of the targets are taken several times, or the
     network would unlearn the class with what leads to it. `epochs` are ten by default, or as many as make a hundred steps, and twice that
     where the network mostly normalises each sample, as transformers do.
 
@@ -109,10 +109,11 @@ def epochs_of(model: nn.Module, job: Job) -> int:
 
 
 def taught(model: nn.Module, job: Job) -> Tensor:
-    """Positions of the training samples (m,), those of rare targets several times."""
+    """Positions of the training samples (m,), those of targets several times where they are fewer than they should be."""
     labels = job.labels[job.train]
-    classes = _DELICATE if delicate(model) else 1
-    share = min(_OF_TARGET, classes / len(job.captured.weight), _OF_TARGETS / len(job.targets))
+    average = 1 / len(job.captured.weight)
+    share = max(_CLASSES * average, min(_DELICATE * average, _OF_TARGET) if delicate(model) else 0)
+    share = min(share, _OF_TARGETS / len(job.targets))
     parts = [job.train]
     for target in job.targets:
         own = job.train[labels == target]
