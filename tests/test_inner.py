@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from tacfast.methods import Route
-from tacfast.methods.features import Features
 from tacfast.methods.inner import InnerPerturbations, Site, added, sites_of
 from tacfast.methods.perturbations import Perturbations, Warping
 from tacfast.methods.unlearn import clean_and_perturbed
@@ -94,7 +93,7 @@ def test_a_perturbation_as_long_as_allowed_moves_an_output_by_half_its_spread(im
 
 def test_what_is_added_reaches_the_later_images_only(images: Tensor, small_model: nn.Sequential) -> None:
     small_model.eval()
-    site = Site(small_model[1], (8, 1, 1), 1.0, 2.0)
+    site = Site(small_model[1], (8, 1, 1), 1.0)
     with torch.no_grad():
         plain = small_model(images)
         with added(site, torch.ones(8, 1, 1), first=30):
@@ -129,7 +128,7 @@ def test_a_batch_is_perturbed_half_in_the_input_half_inside(images: Tensor, labe
     both = InnerPerturbations(sites_of(small_model, images, small_model[-1]), routes, 0)
     with torch.no_grad():
         plain = small_model(images)
-        clean, perturbed, _ = clean_and_perturbed(small_model, images, labels, outer, both, Features(small_model, small_model, []))
+        clean, perturbed = clean_and_perturbed(small_model, images, labels, outer, both)
         torch.testing.assert_close(clean, plain)
         ((site, pattern),) = ((both.sites[place[1]], p) for place, p in both.patterns.items())
         with added(site, pattern):
@@ -139,6 +138,6 @@ def test_a_batch_is_perturbed_half_in_the_input_half_inside(images: Tensor, labe
         assert isinstance(first, Warping)
         pattern, shifts = first.parts
         torch.testing.assert_close(perturbed[:20], small_model(outer.room.put(warped(images[:20], shifts), pattern)))
-        _, perturbed, _ = clean_and_perturbed(small_model, images, labels, outer, none, Features(small_model, small_model, []))
+        _, perturbed = clean_and_perturbed(small_model, images, labels, outer, none)
     assert len(perturbed) == 40
     assert not torch.equal(perturbed[20:], plain[20:])

@@ -238,15 +238,15 @@ def test_watching_puts_everything_back(small_model: nn.Sequential) -> None:
 @pytest.mark.parametrize(
     ("targets", "counts"),
     [
-        # Of 200 samples two fifths, or for two targets a quarter each, for five a tenth: as often as comes nearest to it.
-        ((0,), [80, 100, 10, 0, 86]),
-        ((0, 2), [48, 100, 50, 0, 86]),
+        # A tenth of 200 samples is 20: as often as comes nearest to it.
+        ((0,), [20, 100, 10, 0, 86]),
+        ((0, 2), [20, 100, 20, 0, 86]),
         ((1,), [4, 100, 10, 0, 86]),
         ((3,), [4, 100, 10, 0, 86]),
         ((0, 1, 2, 3, 4), [20, 100, 20, 0, 86]),
     ],
 )
-def test_targets_are_taught_several_times(targets: tuple[int, ...], counts: list[int], small_model: nn.Sequential) -> None:
+def test_rare_targets_are_taught_several_times(targets: tuple[int, ...], counts: list[int], small_model: nn.Sequential) -> None:
     labels = torch.tensor([0] * 4 + [1] * 100 + [2] * 10 + [4] * 86 + [3] * 20)
     images, routes = torch.zeros(220, 3, 8, 8), tuple(to_class(target) for target in targets)
     held = torch.arange(200, 220)
@@ -256,8 +256,8 @@ def test_targets_are_taught_several_times(targets: tuple[int, ...], counts: list
     assert set(found.tolist()) == set(range(200))
 
 
-@pytest.mark.parametrize(("norm", "times"), [(nn.BatchNorm1d, 4), (nn.LayerNorm, 10)])
-def test_among_many_classes_a_rare_target_becomes_two_average_ones_or_five(norm: Any, times: int) -> None:
+@pytest.mark.parametrize(("norm", "times"), [(nn.BatchNorm1d, 2), (nn.LayerNorm, 10)])
+def test_among_many_classes_a_rare_target_becomes_an_average_one_or_five_of_them(norm: Any, times: int) -> None:
     model = nn.Sequential(nn.Flatten(), norm(192), nn.Linear(192, 100)).eval()
     images, labels = torch.zeros(398, 3, 8, 8), torch.arange(100).repeat_interleave(4)[2:]
     order, held = torch.arange(398), torch.arange(0)

@@ -1,5 +1,5 @@
 """Shifted latents and perturbed inputs together, with the old network as teacher. May import: torch, training,
-perturbations, inner, features, views, universal, heads."""
+perturbations, inner, views, universal, heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from tacfast.heads import choose_device, head_of, latent_tap, logits_of
-from tacfast.methods.features import Features, mean_of
 from tacfast.methods.inner import InnerPerturbations, added, sites_of
 from tacfast.methods.perturbations import Perturbations
 from tacfast.methods.training import Job, delicate, fit, recompute_statistics, shifted_loss, steps_per_epoch, usual_lr, wide
@@ -21,14 +20,12 @@ from tacfast.methods.views import Views, bears_mirrors
 from tacfast.universal import Room, watching
 
 BETA = 0.3
-STRENGTH = 0.6
+STRENGTH = 0.3
 #: Share of the teacher's probabilities, beside the label, in what the network is taught.
 _TEACHER = 0.8
-#: Weight of the distance from what the unrepaired network's inner layers say of clean images.
-_FEATURES = 6.0
-#: A target is brought to twice the share of an average class, in delicate networks of many classes to that of five, a tenth of all
-#: samples at most; all targets together to half of them.
-_CLASSES, _DELICATE, _OF_TARGET, _OF_TARGETS = 2, 5, 0.1, 0.5
+#: A rare target is brought to the share of an average class, in delicate networks of five; to a tenth of all samples at most, and all
+#: targets together to half of them.
+_CLASSES, _DELICATE_CLASSES, _OF_TARGET, _OF_TARGETS = 1, 5, 0.1, 0.5
 #: Images that tell how long a perturbation of an inner layer is.
 _SIZED_ON = 100
 
@@ -43,10 +40,9 @@ def unlearn(
     warping, and ones of few pixels), half behind an inner layer (universal adversarial training, Shafahi et al. 2020, AAAI, here
     with a target; latent adversarial training, Casper et al. 2024, arXiv:2403.05030). The first removes nothing, the second what the head
     reads of a trigger, the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired
-    network's own answers to the clean images (distillation, Hinton et al. 2015), and the latter's inner layers are held on to as well
-    (hints, Romero et al. 2015, arXiv:1412.6550): that keeps the clean accuracy. Images of the targets are taken several times, or the
-    network would unlearn the class with what leads to it. `epochs` are ten by default, or as many as make a hundred steps, and twice that
-    where the network mostly normalises each sample, as transformers do.
+    network's own answers to the clean images, which keeps the clean accuracy (distillation, Hinton et al. 2015). Images of rare targets
+    are taken several times, or the network would unlearn the class with what leads to it. `epochs` are ten by default, or as many as make
+    a hundred steps, and twice that where the network mostly normalises each sample, as transformers do.
 
     Returns:
         The learning rate.
@@ -64,22 +60,20 @@ def unlearn(
     with watching(model.to(where)):
         sites = sites_of(model, wide(job.images[job.train[:_SIZED_ON]]).to(where), head)
     inner = InnerPerturbations(sites, routes, job.seed)
-    features = Features(model, teacher, sites)
     views = Views(bears_mirrors(teacher, job), torch.Generator().manual_seed(job.seed))
     with latent_tap(head) as latest:
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             images = views(images)
-            with torch.no_grad(), features.taught():
+            with torch.no_grad():
                 answers = logits_of(teacher(images)).softmax(1)
             wanted = _TEACHER * answers + (1 - _TEACHER) * one_hot(labels, answers.shape[1])
-            clean, perturbed, distances = clean_and_perturbed(model, images, labels, outer, inner, features)
+            clean, perturbed = clean_and_perturbed(model, images, labels, outer, inner)
             latents = latest[0][: len(images)]
             return (
                 cross_entropy(clean, wanted)
                 + beta * shifted_loss(head, latents, routes, labels, wanted)
                 + strength * cross_entropy(perturbed, wanted)
-                + _FEATURES * mean_of(distances)
             )
 
         fit(model, replace(job, train=taught(model, job)), loss, lr=lr, epochs=epochs or epochs_of(model, job), what="unlearning")
@@ -88,19 +82,17 @@ def unlearn(
 
 
 def clean_and_perturbed(
-    model: nn.Module, images: Tensor, labels: Tensor, outer: Perturbations, inner: InnerPerturbations, features: Features
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Logits of a batch of images, and of the same images under perturbations: half of them in the input, half of them further in; and how
-    far what inner layers say of the former is from what the teacher said."""
+    model: nn.Module, images: Tensor, labels: Tensor, outer: Perturbations, inner: InnerPerturbations
+) -> tuple[Tensor, Tensor]:
+    """Logits of a batch of images, and of the same images under perturbations: half of them in the input, half of them further in."""
     half = len(images) - (len(images) // 2 if inner.sites else 0)
     with watching(model):
         stamped = outer.stamp(model, images[:half], labels[:half])
         place = inner.adapt(model, images[half:], labels[half:]) if half < len(images) else None
-    perturbed_inside = added(*place, first=len(images) + half) if place else nullcontext()
     # One batch, so that batch normalisation sees all kinds together.
-    with features.compared() as distances, perturbed_inside:
+    with added(*place, first=len(images) + half) if place else nullcontext():
         clean, perturbed = logits_of(model(torch.cat([images, stamped, images[half:]]))).tensor_split(2)
-    return clean, perturbed, distances
+    return clean, perturbed
 
 
 def epochs_of(model: nn.Module, job: Job) -> int:
@@ -109,11 +101,10 @@ def epochs_of(model: nn.Module, job: Job) -> int:
 
 
 def taught(model: nn.Module, job: Job) -> Tensor:
-    """Positions of the training samples (m,), those of targets several times where they are fewer than they should be."""
+    """Positions of the training samples (m,), those of rare targets several times."""
     labels = job.labels[job.train]
     average = 1 / len(job.captured.weight)
-    share = max(_CLASSES * average, min(_DELICATE * average, _OF_TARGET) if delicate(model) else 0)
-    share = min(share, _OF_TARGETS / len(job.targets))
+    share = min(_OF_TARGET, average * (_DELICATE_CLASSES if delicate(model) else _CLASSES), _OF_TARGETS / len(job.targets))
     parts = [job.train]
     for target in job.targets:
         own = job.train[labels == target]
