@@ -25,7 +25,7 @@ STRENGTH = 0.3
 _TEACHER = 0.8
 #: A rare target is brought to the share of an average class, in delicate networks of five; to a tenth of all samples at most, and all
 #: targets together to half of them.
-_CLASSES, _DELICATE_CLASSES, _OF_TARGET, _OF_TARGETS = 1, 5, 0.1, 0.5
+_DELICATE_CLASSES, _OF_TARGET, _OF_TARGETS = 5, 0.1, 0.5
 #: Images that tell how long a perturbation of an inner layer is.
 _SIZED_ON = 100
 
@@ -104,7 +104,7 @@ def taught(model: nn.Module, job: Job) -> Tensor:
     """Positions of the training samples (m,), those of rare targets several times."""
     labels = job.labels[job.train]
     average = 1 / len(job.captured.weight)
-    share = min(_OF_TARGET, average * (_DELICATE_CLASSES if delicate(model) else _CLASSES), _OF_TARGETS / len(job.targets))
+    share = min(_OF_TARGET, average * (_DELICATE_CLASSES if delicate(model) else 1), _OF_TARGETS / len(job.targets))
     parts = [job.train]
     for target in job.targets:
         own = job.train[labels == target]
