@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tacfast.methods import Route
 from tacfast.methods.inner import InnerPerturbations, Site, added, sites_of
 from tacfast.methods.perturbations import Perturbations, Warping
-from tacfast.methods.unlearn import clean_and_perturbed
+from tacfast.methods.unlearn import with_perturbed
 from tacfast.methods.warping import warped
 from tacfast.universal import Room
 
@@ -93,7 +93,7 @@ def test_a_perturbation_as_long_as_allowed_moves_an_output_by_half_its_spread(im
 
 def test_what_is_added_reaches_the_later_images_only(images: Tensor, small_model: nn.Sequential) -> None:
     small_model.eval()
-    site = Site(small_model[1], (8, 1, 1), 1.0)
+    site = Site(small_model[1], (8, 1, 1), 1.0, 2.0)
     with torch.no_grad():
         plain = small_model(images)
         with added(site, torch.ones(8, 1, 1), first=30):
@@ -128,16 +128,20 @@ def test_a_batch_is_perturbed_half_in_the_input_half_inside(images: Tensor, labe
     both = InnerPerturbations(sites_of(small_model, images, small_model[-1]), routes, 0)
     with torch.no_grad():
         plain = small_model(images)
-        clean, perturbed = clean_and_perturbed(small_model, images, labels, outer, both)
+        batch, inside = with_perturbed(small_model, images, labels, outer, both)
+        with inside:
+            clean, perturbed = small_model(batch).tensor_split(2)
         torch.testing.assert_close(clean, plain)
         ((site, pattern),) = ((both.sites[place[1]], p) for place, p in both.patterns.items())
         with added(site, pattern):
-            inside = small_model(images[20:])
-        torch.testing.assert_close(perturbed[20:], inside)
+            further_in = small_model(images[20:])
+        torch.testing.assert_close(perturbed[20:], further_in)
         first = outer.slots[0]
         assert isinstance(first, Warping)
         pattern, shifts = first.parts
         torch.testing.assert_close(perturbed[:20], small_model(outer.room.put(warped(images[:20], shifts), pattern)))
-        _, perturbed = clean_and_perturbed(small_model, images, labels, outer, none)
+        batch, inside = with_perturbed(small_model, images, labels, outer, none)
+        with inside:
+            _, perturbed = small_model(batch).tensor_split(2)
     assert len(perturbed) == 40
     assert not torch.equal(perturbed[20:], plain[20:])

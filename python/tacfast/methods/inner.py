@@ -46,6 +46,8 @@ class Site:
     shape: tuple[int, ...]
     #: Length of a perturbation at most.
     radius: float
+    #: Mean distance of an output from the mean output.
+    spread: float
 
 
 def sites_of(model: nn.Module, images: Tensor, head: nn.Module) -> list[Site]:
@@ -97,7 +99,7 @@ def _site(module: nn.Module, output: Tensor) -> Site | None:
     axis = _channels(module, output)
     shape = tuple(size if a == axis else 1 for a, size in enumerate(output.shape))[1:]
     places = output[0].numel() / output.shape[axis]
-    return Site(module, shape, _RADIUS * spread / places**0.5) if spread > _ROUNDING * length else None
+    return Site(module, shape, _RADIUS * spread / places**0.5, spread) if spread > _ROUNDING * length else None
 
 
 def _channels(module: nn.Module, output: Tensor) -> int:

@@ -1,11 +1,11 @@
 """Shifted latents and perturbed inputs together, with the old network as teacher. May import: torch, training,
-perturbations, inner, views, universal, heads."""
+perturbations, inner, features, views, universal, heads."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from tacfast.heads import choose_device, head_of, latent_tap, logits_of
+from tacfast.methods.features import Features, spread_out
 from tacfast.methods.inner import InnerPerturbations, added, sites_of
 from tacfast.methods.perturbations import Perturbations
 from tacfast.methods.training import Job, delicate, fit, recompute_statistics, shifted_loss, steps_per_epoch, usual_lr, wide
@@ -23,6 +24,8 @@ BETA = 0.3
 STRENGTH = 0.3
 #: Share of the teacher's probabilities, beside the label, in what the network is taught.
 _TEACHER = 0.8
+#: Weight of the distance from what the unrepaired network's inner layers say, beside that from its answers.
+_FEATURES = 10.0
 #: A rare target is brought to the share of an average class, in delicate networks of five; to a tenth of all samples at most, and all
 #: targets together to half of them.
 _DELICATE_CLASSES, _OF_TARGET, _OF_TARGETS = 5, 0.1, 0.5
@@ -40,9 +43,10 @@ def unlearn(
     warping, and ones of few pixels), half behind an inner layer (universal adversarial training, Shafahi et al. 2020, AAAI, here
     with a target; latent adversarial training, Casper et al. 2024, arXiv:2403.05030). The first removes nothing, the second what the head
     reads of a trigger, the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired
-    network's own answers to the clean images, which keeps the clean accuracy (distillation, Hinton et al. 2015). Images of rare targets
-    are taken several times, or the network would unlearn the class with what leads to it. `epochs` are ten by default, or as many as make
-    a hundred steps, and twice that where the network mostly normalises each sample, as transformers do.
+    network's own answers to the clean images (distillation, Hinton et al. 2015), and beside both cross-entropies on images what three of
+    its inner layers say of the clean ones (hints, Romero et al. 2015, arXiv:1412.6550), which keeps the clean accuracy. Images of rare
+    targets are taken several times, or the network would unlearn the class with what leads to it. `epochs` are ten by default, or as many
+    as make a hundred steps, and twice that where the network mostly normalises each sample, as transformers do.
 
     Returns:
         The learning rate.
@@ -60,20 +64,24 @@ def unlearn(
     with watching(model.to(where)):
         sites = sites_of(model, wide(job.images[job.train[:_SIZED_ON]]).to(where), head)
     inner = InnerPerturbations(sites, routes, job.seed)
+    features = Features(model, teacher, spread_out(sites))
     views = Views(bears_mirrors(teacher, job), torch.Generator().manual_seed(job.seed))
     with latent_tap(head) as latest:
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             images = views(images)
-            with torch.no_grad():
+            with torch.no_grad(), features.taught():
                 answers = logits_of(teacher(images)).softmax(1)
             wanted = _TEACHER * answers + (1 - _TEACHER) * one_hot(labels, answers.shape[1])
-            clean, perturbed = clean_and_perturbed(model, images, labels, outer, inner)
-            latents = latest[0][: len(images)]
+            batch, inside = with_perturbed(model, images, labels, outer, inner)
+            with features.compared() as distances, inside:
+                clean, perturbed = logits_of(model(batch)).tensor_split(2)
+            apart = _FEATURES * mean_of(distances)
             return (
                 cross_entropy(clean, wanted)
-                + beta * shifted_loss(head, latents, routes, labels, wanted)
-                + strength * cross_entropy(perturbed, wanted)
+                + apart[0]
+                + beta * shifted_loss(head, latest[0][: len(images)], routes, labels, wanted)
+                + strength * (cross_entropy(perturbed, wanted) + apart[1])
             )
 
         fit(model, replace(job, train=taught(model, job)), loss, lr=lr, epochs=epochs or epochs_of(model, job), what="unlearning")
@@ -81,18 +89,25 @@ def unlearn(
     return {"lr": lr}
 
 
-def clean_and_perturbed(
+def with_perturbed(
     model: nn.Module, images: Tensor, labels: Tensor, outer: Perturbations, inner: InnerPerturbations
-) -> tuple[Tensor, Tensor]:
-    """Logits of a batch of images, and of the same images under perturbations: half of them in the input, half of them further in."""
+) -> tuple[Tensor, AbstractContextManager[None]]:
+    """A batch of images and then the same images under perturbations, half of them in the input, half of them further in: these the model
+    gets while the second value lasts.
+
+    One batch, so that batch normalisation sees all kinds together.
+    """
     half = len(images) - (len(images) // 2 if inner.sites else 0)
     with watching(model):
         stamped = outer.stamp(model, images[:half], labels[:half])
         place = inner.adapt(model, images[half:], labels[half:]) if half < len(images) else None
-    # One batch, so that batch normalisation sees all kinds together.
-    with added(*place, first=len(images) + half) if place else nullcontext():
-        clean, perturbed = logits_of(model(torch.cat([images, stamped, images[half:]]))).tensor_split(2)
-    return clean, perturbed
+    inside = added(*place, first=len(images) + half) if place else nullcontext()
+    return torch.cat([images, stamped, images[half:]]), inside
+
+
+def mean_of(distances: Sequence[Tensor]) -> Tensor:
+    """Of clean and of perturbed images (2,), over layers; zeros where no layer ran."""
+    return torch.stack(list(distances)).mean(0) if distances else torch.zeros(2)
 
 
 def epochs_of(model: nn.Module, job: Job) -> int:
