@@ -67,7 +67,7 @@ def repair(
             "prune" freezes the latent channels with the largest |s_p| at their mean, as many as the accuracy budget allows; "equalize"
             raises the target's norm to the median, which hides a backdoor rather than removes it.
         beta: weight of the shifted cross-entropy ("auto", "unlearn", "finetune", "head").
-        strength: weight of the cross-entropy on perturbed inputs ("auto", "unlearn").
+        strength: weight of what is taught on perturbed images ("auto", "unlearn").
         lr: learning rate, falling to zero by a cosine ("auto", "unlearn", "finetune", "equalize": SGD, by default 0.03, and 0.003 for
             networks with more LayerNorm or RMSNorm layers than BatchNorm; "head": Adam).
         epochs: passes over the clean data (all but "head" and "prune"). "auto" and "unlearn" take ten, or as many as make a hundred steps,
