@@ -75,6 +75,32 @@ class Skipping(nn.Module):
         return self.head((z if self.training else self.second(z)).flatten(1))
 
 
+class Dropping(nn.Module):
+    """Looks at fewer rows of an image in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.first(x)
+        return self.head(self.second(z[:, :, :5] if self.training else z).mean((2, 3)))
+
+
+def test_layers_that_say_less_in_training_are_left_out(images: Tensor, batches: Any) -> None:
+    model = Dropping().eval()
+    sites = sites_of(model, images, model.head)
+    assert len(sites) == 2
+    features = Features(model, copy.deepcopy(model), sites)
+    with features.taught():
+        features.teachers[sites[0]](images)
+        features.teachers[sites[1]](images)
+    with features.compared() as distances:
+        model.train()(images)
+    assert len(distances) == 1
+    assert tacfast.repair(model.eval(), batches, targets=[2], method="unlearn", epochs=1, device="cpu").model is not None
+
+
 def test_layers_that_do_not_run_are_left_out(images: Tensor, batches: Any) -> None:
     model = Skipping().eval()
     sites = sites_of(model, images, model.head)

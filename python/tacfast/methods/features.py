@@ -54,7 +54,8 @@ class Features:
 
         def compare(site: Site, output: Tensor) -> None:
             wanted = self.wanted.pop(site, None)
-            if wanted is not None:
+            # Some networks leave tokens out in training.
+            if wanted is not None and output.shape[1:] == wanted.shape[1:]:
                 apart = wide(output).unflatten(0, (-1, len(wanted))) - wide(wanted)
                 distances.append(apart.flatten(2).square().sum(2).mean(1) / site.spread**2)
 
