@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tacfast.methods.inner import Site
 from tacfast.methods.training import wide
 
-#: Layers that are compared. All of them would hold a network too tightly: what sees a trigger would stay.
+#: Layers that are compared. All of them took longer and removed no more (docs/repair-choices.md).
 _LAYERS = 3
 
 
