@@ -25,6 +25,13 @@ def job(small_model: nn.Sequential, batches: Any) -> Job:
     return Job(capture(small_model, batches), images, labels, torch.arange(40), torch.arange(40, 60), (), "cpu", 0, False)
 
 
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner layers that do not move."""
+    monkeypatch.setattr(auto_module, "Drift", lambda *_: lambda: 0.0)
+
+
+@pytest.mark.usefixtures("still")
 @pytest.mark.parametrize(
     ("accuracies", "reaches", "tried", "taken"),
     [
@@ -69,6 +76,7 @@ def test_a_given_learning_rate_is_the_only_one(job: Job, small_model: nn.Sequent
     assert [t.lr for t in auto_module.auto(small_model, job, lr=0.02, budget=0.0)["trials"]] == [0.02]
 
 
+@pytest.mark.usefixtures("still")
 def test_a_ruined_network_is_tried_again_with_a_third_of_the_learning_rate(
     job: Job, small_model: nn.Sequential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,3 +99,16 @@ def test_a_ruined_network_is_tried_again_with_a_third_of_the_learning_rate(
     bears = {LR / by: SolveError("diverged") for by in auto_module.GENTLER}
     with pytest.raises(SolveError):
         auto_module.auto(small_model, job)
+
+
+@pytest.mark.parametrize(("drifts", "tried"), [((0.1,), [LR]), ((None,), [LR]), ((0.3, 0.2, 0.1), [LR, THIRD, LR / 9])])
+def test_a_network_that_drifts_far_is_ruined_however_accurate(
+    drifts: tuple[float | None, ...], tried: list[float], job: Job, small_model: nn.Sequential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter(drifts)
+    monkeypatch.setattr(auto_module, "unlearn", lambda *_, **__: None)
+    monkeypatch.setattr(auto_module, "reach", lambda *_: 0.1)
+    monkeypatch.setattr(auto_module, "Drift", lambda *_: lambda: next(told))
+    chosen = auto_module.auto(small_model, job)
+    assert [(t.lr, t.drift) for t in chosen["trials"]] == list(zip(tried, drifts, strict=True))
+    assert chosen["lr"] == tried[-1]

@@ -103,7 +103,7 @@ results = st.builds(
     labelled=st.booleans(),
     settings=st.dictionaries(words, finite, max_size=3),
     timing_s=timing,
-    trials=st.lists(st.builds(Trial, lr=finite, clean_accuracy=share, reach=maybe), max_size=2).map(tuple),
+    trials=st.lists(st.builds(Trial, lr=finite, clean_accuracy=share, reach=maybe, drift=maybe), max_size=2).map(tuple),
     file=files,
 )
 

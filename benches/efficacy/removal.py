@@ -6,7 +6,8 @@
     removal.py map   --folder CALIBRATION --data gtsrb=gtsrb.npz --out DIR --network KEY [--method finetune]
     removal.py table --out DIR [--by network]
 
-CALIBRATION is a folder of benches/calibration/train.py (results.jsonl, models), --data as there; only backdoors that work are taken.
+CALIBRATION is a folder of benches/calibration/train.py (results.jsonl, models), --data as there; only backdoors that work are taken, and
+networks that are named.
 `--zoo DIR` takes published models (zoo_models.py) instead, or as well; their data sets are given in the same way.
 
 A method is a name of `defences.DEFENCES`, a control (`none`, `clean-twin`) or `tacfast:METHOD`; `NAME@KEY=VALUE,...` gives it other

@@ -123,8 +123,8 @@ class Filter:
 
 def chosen(folders: Sequence[Path], zoo: Path | None, wanted: Filter, *, clean: bool = False) -> list[Line]:
     """The networks that pass, in the order of their training, then those of a zoo: clean ones, or those whose backdoors work. In a zoo
-    all backdoors count."""
-    trained = [line for line in read_networks(folders) if is_clean(line) or works(line)]
+    all backdoors count, and so do those of networks that are wanted by key."""
+    trained = [line for line in read_networks(folders) if is_clean(line) or works(line) or line["key"] in wanted.keys]
     others = [model.line() for model in zoo_models(zoo)] if zoo else []
     return [line for line in (*trained, *others) if is_clean(line) == clean and wanted.passes(line)]
 

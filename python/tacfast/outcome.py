@@ -78,9 +78,12 @@ class Trial:
     clean_accuracy: float
     #: See `State.reach`.
     reach: float | None
+    #: How far what the last inner layer says of these samples has moved: squared distance, relative to the spread; the mean. None where
+    #: there is no such layer.
+    drift: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"lr": self.lr, "clean_accuracy": self.clean_accuracy, "reach": self.reach}
+        return {"lr": self.lr, "clean_accuracy": self.clean_accuracy, "reach": self.reach, "drift": self.drift}
 
     @classmethod
     def from_dict(cls, data: Any) -> Trial:
@@ -89,7 +92,7 @@ class Trial:
         Raises:
             KeyError, TypeError, ValueError: it is none.
         """
-        return cls(number(data["lr"]), number(data["clean_accuracy"]), optional_number(data["reach"]))
+        return cls(number(data["lr"]), number(data["clean_accuracy"]), optional_number(data["reach"]), optional_number(data.get("drift")))
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -195,11 +195,11 @@ def show_repair(result: RepairResult) -> None:
     if len(result.targets) > _ROWS:
         out.print(f"[dim]the first {_ROWS} of {len(result.targets)} targets; --json writes all[/]", soft_wrap=True)
     for trial in result.trials if len(result.trials) > 1 else ():
-        reached = "" if trial.reach is None else f", reached {trial.reach:.1%}"
+        said = [f"clean accuracy {trial.clean_accuracy:.1%}"]
+        said += [] if trial.reach is None else [f"reached {trial.reach:.1%}"]
+        said += [] if trial.drift is None else [f"drift {trial.drift:.2f}"]
         taken = " (taken)" if trial.lr == result.settings.get("lr") else ""
-        out.print(
-            f"[dim]tried lr {trial.lr:g}: clean accuracy {trial.clean_accuracy:.1%}{reached}{taken}[/]", highlight=False, soft_wrap=True
-        )
+        out.print(f"[dim]tried lr {trial.lr:g}: {', '.join(said)}{taken}[/]", highlight=False, soft_wrap=True)
     times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in result.timing_s.items())
     note = "" if result.labelled else "; no labels: the model's predictions stood in for them"
     out.print(f"[dim]{result.samples} samples{note}; {times}[/]", highlight=False, soft_wrap=True)

@@ -26,6 +26,8 @@ _RADIUS = 0.5
 #: Steps whenever a perturbation is used, and before its first use; uses after which one is begun anew.
 _STEPS, _FIRST, _LIFE = 2, 6, 20
 
+#: Images that tell how far apart what a layer says of them is.
+SIZED_ON = 100
 #: Relative spread of an output below which it is the same for all images.
 _ROUNDING = 1e-5
 

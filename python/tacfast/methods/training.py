@@ -21,7 +21,7 @@ LR, DELICATE_LR = 0.03, 0.003
 _OF_SAMPLES = (nn.LayerNorm, nn.RMSNorm)
 _BATCH = 64
 #: Samples of a forward pass without gradients.
-_FORWARD = 250
+FORWARD = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ def recompute_statistics(model: nn.Module, job: Job) -> None:
         layer.train()
     where = next(model.parameters()).device
     with torch.no_grad():
-        for index in job.train.tensor_split(max(1, round(len(job.train) / _FORWARD))):
+        for index in job.train.tensor_split(max(1, round(len(job.train) / FORWARD))):
             model(wide(job.images[index]).to(where))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
@@ -158,7 +158,7 @@ def accuracy(model: nn.Module, job: Job, index: Tensor, *, mirrored: bool = Fals
     where = next(model.parameters()).device
     right = 0
     with torch.no_grad():
-        for part in index.split(_FORWARD):
+        for part in index.split(FORWARD):
             images = wide(job.images[part]).to(where)
             answers = logits_of(model(images.flip(-1) if mirrored else images)).argmax(1).cpu()
             right += int((answers == job.labels[part]).sum())

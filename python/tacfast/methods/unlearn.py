@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from tacfast.heads import choose_device, head_of, latent_tap, logits_of
 from tacfast.methods.features import Features, spread_out
-from tacfast.methods.inner import InnerPerturbations, added, sites_of
+from tacfast.methods.inner import SIZED_ON, InnerPerturbations, added, sites_of
 from tacfast.methods.perturbations import Perturbations
 from tacfast.methods.training import Job, delicate, fit, recompute_statistics, shifted_loss, steps_per_epoch, usual_lr, wide
 from tacfast.methods.views import Views, bears_mirrors
@@ -29,8 +29,6 @@ _FEATURES = 10.0
 #: A rare target is brought to the share of an average class, in delicate networks of five; to a tenth of all samples at most, and all
 #: targets together to half of them.
 _DELICATE_CLASSES, _OF_TARGET, _OF_TARGETS = 5, 0.1, 0.5
-#: Images that tell how long a perturbation of an inner layer is.
-_SIZED_ON = 100
 
 
 def unlearn(
@@ -62,7 +60,7 @@ def unlearn(
     room = Room.of(wide(job.images)).to(where)
     outer = Perturbations(routes, room, job.images.shape[1:], job.seed)
     with watching(model.to(where)):
-        sites = sites_of(model, wide(job.images[job.train[:_SIZED_ON]]).to(where), head)
+        sites = sites_of(model, wide(job.images[job.train[:SIZED_ON]]).to(where), head)
     inner = InnerPerturbations(sites, routes, job.seed)
     features = Features(model, teacher, spread_out(sites))
     views = Views(bears_mirrors(teacher, job), torch.Generator().manual_seed(job.seed))
