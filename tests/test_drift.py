@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tacfast.errors import SolveError
 from tacfast.heads import capture, head_of
 from tacfast.methods.drift import Drift
 from tacfast.methods.inner import sites_of
@@ -37,6 +38,15 @@ def test_drift_is_relative_to_the_spread(held: int, small_model: nn.Sequential, 
     assert not small_model.training
     small_model.load_state_dict(start)
     assert drift() == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_network_that_overflows_has_diverged(value: float, small_model: nn.Sequential, batches: Any) -> None:
+    drift = Drift(small_model, job_of(small_model, batches, 3))
+    with torch.no_grad():
+        small_model[1].bias += value
+    with pytest.raises(SolveError, match="diverged"):
+        drift()
 
 
 def test_a_model_without_inner_layers_has_no_drift(batches: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import tacfast
 from schemas import strict
 from tacfast.cli import app
 from tacfast.html import text
+from tacfast.outcome import Trial
 
 #: Elements of our templates and of matplotlib's drawings; and the attributes that a page may have at all.
 TAGS = set(
@@ -230,3 +233,11 @@ def test_the_command_line_writes_a_page(tmp_path: Path) -> None:
 )
 def test_p_values_are_plain_decimals(p: float | None, shown: str) -> None:
     assert text.p_value(p) == shown
+
+
+def test_a_repair_page_tells_what_was_tried() -> None:
+    trials = (Trial(0.03, 0.975, 0.25, 0.2345), Trial(0.01, 0.985, None, None))
+    page = replace(pages.repaired(), method="auto", trials=trials).to_html()
+    rows = [[html.unescape(cell) for cell in re.findall(r"<td[^>]*>([^<]*)</td>", row)] for row in re.findall(r"<tr>.*?</tr>", page)]
+    assert ["0.03", "97.5\u00a0%", "25.0\u00a0%", "0.2345"] in rows
+    assert ["0.01", "98.5\u00a0%", "unknown", "–"] in rows

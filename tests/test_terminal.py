@@ -24,7 +24,7 @@ import tacfast
 from schemas import sarif, strict
 from tacfast import bench, terminal
 from tacfast.cli import app
-from tacfast.outcome import RepairResult, State
+from tacfast.outcome import RepairResult, State, Trial
 from tacfast.report import ScanReport
 from tacfast.verdict import Suspect
 
@@ -138,6 +138,14 @@ def test_tables_fit_and_no_figure_is_cut(width: int, monkeypatch: pytest.MonkeyP
         assert "…" not in text
         assert not [figure for figure in figures if figure not in text]
         assert text.count(", ") < 60
+
+
+def test_what_was_tried_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State(0.98765, 0.5, 0.75, 0.87654, 0.25, many().norms)
+    trials = (Trial(0.03, 0.975, 0.25, 0.234), Trial(0.01, 0.985, None, None))
+    repaired = RepairResult(None, "auto", (3,), state, state, 90, False, {"lr": 0.01}, {"auto": 123.4}, trials)
+    lines = [line.strip() for line in seen(terminal.show_repair, repaired, 120, monkeypatch) if "tried" in line]
+    assert lines == ["tried lr 0.03: clean accuracy 97.5%, reached 25.0%, drift 0.23", "tried lr 0.01: clean accuracy 98.5% (taken)"]
 
 
 def test_a_terminal_of_80_columns_shows_all_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""How far a repair moves a network, where accuracy is too coarse a measure. May import: torch, features, inner, training, heads, universal.
+"""How far a repair moves a network, where accuracy is too coarse a measure. May import: torch, features, inner, training, heads,
+universal, errors.
 
 Of thirty held-out images one is three points of accuracy, and a network may lose more than that on all others without losing one of
 these. What an inner layer says of thirty images is thousands of numbers.
@@ -7,10 +8,12 @@ these. What an inner layer says of thirty images is thousands of numbers.
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 
+from tacfast.errors import SolveError
 from tacfast.heads import choose_device, head_of
 from tacfast.methods.features import Features, spread_out
 from tacfast.methods.inner import SIZED_ON, sites_of
@@ -31,7 +34,11 @@ class Drift:
 
     def __call__(self) -> float | None:
         """The squared distance, relative to the spread of what the layer says; the mean over images. None where there is no such layer.
-        Leaves the model in eval mode."""
+        Leaves the model in eval mode.
+
+        Raises:
+            SolveError: it is infinite, as after a last step that made it so.
+        """
         self.model.eval()
         total = 0.0
         for part in self.job.held.split(FORWARD):
@@ -43,6 +50,8 @@ class Drift:
             if not distances:
                 return None
             total += len(part) * float(distances[0])
+        if not math.isfinite(total):
+            raise SolveError("training diverged; a smaller lr or beta is needed")
         return total / len(self.job.held)
 
     def _images(self, index: Tensor) -> Tensor:
