@@ -235,6 +235,19 @@ def test_p_values_are_plain_decimals(p: float | None, shown: str) -> None:
     assert text.p_value(p) == shown
 
 
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_a_repair_page_says_when_the_target_is_hardly_named_any_more(forgotten: bool) -> None:
+    result = pages.repaired()
+    assert result.after is not None
+    before, after = (
+        replace(result.before, target_probability=0.0026),
+        replace(result.after, target_probability=0.00002 if forgotten else 0.002),
+    )
+    page = replace(result, before=before, after=after).to_html()
+    assert ("hardly names the target class" in page) is forgotten
+    assert "0.0026" in page
+
+
 def test_a_repair_page_tells_what_was_tried() -> None:
     trials = (Trial(0.03, 0.975, 0.25, 0.2345), Trial(0.01, 0.985, None, None))
     page = replace(pages.repaired(), method="auto", trials=trials).to_html()

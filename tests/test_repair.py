@@ -61,6 +61,18 @@ def test_every_method_works_on_a_copy(method: Any, small_model: nn.Sequential, b
         assert result.model(batches[0][0]).isfinite().all()
 
 
+def test_how_probable_the_target_is_on_images_held_out_is_told(small_model: nn.Sequential, batches: Any) -> None:
+    result = tacfast.repair(small_model, batches, targets=[2, 4], method="head", seed=3)
+    images = torch.cat([x for x, _ in batches])
+    held = np.random.default_rng(3).permutation(len(images))[: round(0.1 * len(images))]
+    for model, state in ((small_model, result.before), (result.model, result.after)):
+        assert model is not None
+        assert state is not None
+        with torch.no_grad():
+            wanted = model.eval()(images[held]).softmax(1).mean(0)[[2, 4]].min()
+        assert state.target_probability == pytest.approx(float(wanted), rel=1e-4)
+
+
 def test_pruning_freezes_channels_at_their_mean_and_leaves_one(small_model: nn.Sequential, batches: Any) -> None:
     """With the whole accuracy as budget, the logits depend on one channel alone, and their mean stays what it was."""
     result = tacfast.repair(small_model, batches, targets=[2], method="prune", budget=0.999)

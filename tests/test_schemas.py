@@ -91,7 +91,16 @@ reports = st.builds(
     file=files,
 )
 maybe = st.none() | share
-states = st.builds(State, clean_accuracy=share, target_accuracy=maybe, agreement=share, recovery_accuracy=maybe, reach=maybe, norms=norms)
+states = st.builds(
+    State,
+    clean_accuracy=share,
+    target_accuracy=maybe,
+    agreement=share,
+    recovery_accuracy=maybe,
+    reach=maybe,
+    norms=norms,
+    target_probability=maybe,
+)
 results = st.builds(
     RepairResult,
     model=st.none(),

@@ -148,6 +148,18 @@ def test_what_was_tried_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines == ["tried lr 0.03: clean accuracy 97.5%, reached 25.0%, drift 0.23", "tried lr 0.01: clean accuracy 98.5% (taken)"]
 
 
+@pytest.mark.parametrize(("after", "forgotten"), [(0.0026, False), (0.0003, False), (0.00025, True), (0.0, True), (None, False)])
+def test_a_class_that_is_hardly_named_any_more_is_warned_of(
+    after: float | None, forgotten: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = State(0.98765, None, 0.75, 0.87654, 0.25, many().norms, 0.0026)
+    repaired = RepairResult(None, "auto", (3,), before, replace(before, target_probability=after), 90, False, {}, {})
+    said = "\n".join(seen(terminal.show_repair, repaired, 120, monkeypatch))
+    assert repaired.forgotten is forgotten
+    assert ("hardly names the target" in capsys.readouterr().err) is forgotten
+    assert ("mean probability of the target class" in said) is (after is not None)
+
+
 def test_a_terminal_of_80_columns_shows_all_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [line for line in seen(terminal.show_scan, many(), 80, monkeypatch) if "too narrow" in line]
     assert "too narrow for: spread, alignment" in "\n".join(seen(terminal.show_scan, many(), 40, monkeypatch))

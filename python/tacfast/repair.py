@@ -219,18 +219,22 @@ def _state(
     captured: Captured, reached: float | None, *, held: Tensor, labels: Tensor, routes: tuple[Route, ...], answers: NDArray[np.int64]
 ) -> State:
     """What is told of a model; `answers` are the classes that the unrepaired one gives all samples."""
+    import torch
+
     from tacfast.methods import targets_of
 
     w = captured.weight.astype(np.float64)
     b = 0.0 if captured.bias is None else captured.bias.astype(np.float64)
     z, y = captured.latents[held.numpy()].astype(np.float64), labels[held].numpy()
+    logits = z @ w.T + b
 
     def right(latents: NDArray[np.float64]) -> NDArray[np.bool_]:
         hits: NDArray[np.bool_] = (latents @ w.T + b).argmax(1) == y
         return hits
 
-    hits = right(z)
+    hits = logits.argmax(1) == y
     targets = targets_of(routes)
+    named = torch.from_numpy(logits).softmax(1).mean(0)
     return State(
         clean_accuracy=float(hits.mean()),
         target_accuracy=min((float(hits[y == p].mean()) for p in targets if (y == p).any()), default=None),
@@ -238,4 +242,5 @@ def _state(
         recovery_accuracy=min((float(right(z + r.shifts[y].numpy()).mean()) for r in routes), default=None),
         reach=reached,
         norms=solve(captured.weight, captured.bias, captured.latents, quantile=QUANTILE).norms,
+        target_probability=min((float(named[p]) for p in targets), default=None),
     )

@@ -1,4 +1,4 @@
-"""What people see: the consoles, the tables, the one line of --quiet. May import: rich, report, solver; the rest for its types only.
+"""What people see: the consoles, the tables, the one line of --quiet. May import: rich, report, outcome, solver; the rest for types.
 
 Answers go to standard output; notes on the way there too, warnings, errors and progress to standard error. Where a report takes standard
 output (`--json -`), what people see goes to standard error.
@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tacfast.outcome import FORGOTTEN, RepairResult
 from tacfast.report import ScanReport
 from tacfast.solver import TacSolutions
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from tacfast.bench import BenchResult
     from tacfast.demo import DemoResult
     from tacfast.doctor import Diagnosis
-    from tacfast.outcome import RepairResult
 
 _VERDICT_STYLE = {"clean": "green", "backdoored": "bold red", "inconclusive": "yellow"}
 #: Classes listed in a table before it is cut, and in a sentence.
@@ -190,10 +190,14 @@ def show_repair(result: RepairResult) -> None:
     }
     rows = [(name, f"{old:.1%}", f"{new:.1%}") for name, (old, new) in shares.items() if old is not None and new is not None]
     rows.append(("same class as before", "", f"{after.agreement:.1%}"))
+    if before.target_probability is not None and after.target_probability is not None:
+        rows.append(("mean probability of the target class", f"{before.target_probability:.2g}", f"{after.target_probability:.2g}"))
     rows += [(f"norm of class {k}", f"{before.norms[k]:.4g}", f"{after.norms[k]:.4g}") for k in result.targets[:_ROWS]]
     _print_table(("on held-out clean samples", "before", "after"), rows, words=("on held-out clean samples",))
     if len(result.targets) > _ROWS:
         out.print(f"[dim]the first {_ROWS} of {len(result.targets)} targets; --json writes all[/]", soft_wrap=True)
+    if result.forgotten:
+        warn(FORGOTTEN)
     for trial in result.trials if len(result.trials) > 1 else ():
         said = [f"clean accuracy {trial.clean_accuracy:.1%}"]
         said += [] if trial.reach is None else [f"reached {trial.reach:.1%}"]

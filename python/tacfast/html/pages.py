@@ -18,7 +18,7 @@ from tacfast._rust import __version__
 from tacfast.html import charts, text, words
 from tacfast.html.svg import chart
 from tacfast.html.thumbnails import data_uri
-from tacfast.outcome import RepairResult
+from tacfast.outcome import FORGOTTEN, RepairResult
 from tacfast.report import ScanReport
 
 #: Classes in the table of norms.
@@ -37,7 +37,7 @@ def repair_page(result: RepairResult) -> str:
     """The page of a repair."""
     return _environment().get_template("repair.html.j2").render(
         **_shared(result, words.of_repair(result)), result=result, chart=_change(result), settings=text.lines(result.settings),
-        warnings=_notes(result.file), rows=_changes(result),
+        warnings=[*_notes(result.file), *([FORGOTTEN] if result.forgotten else [])], rows=_changes(result),
     )  # fmt: skip
 
 
@@ -196,6 +196,7 @@ def _changes(result: RepairResult) -> list[tuple[str, str, str]]:
         ("clean accuracy on the target class", tuple(text.share(s.target_accuracy) for s in both)),
         ("recovery accuracy", tuple(text.share(s.recovery_accuracy) for s in both)),
         ("reach of a universal perturbation", tuple(text.share(s.reach) for s in both)),
+        ("mean probability of the target class", tuple(text.quantity(s.target_probability) for s in both)),
         ("same class as before the repair", ("", text.share(result.after.agreement))),
     ]
     for k in result.targets[:_ROWS]:
