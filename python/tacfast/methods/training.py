@@ -155,14 +155,18 @@ def recompute_statistics(model: nn.Module, job: Job) -> None:
 
 def accuracy(model: nn.Module, job: Job, index: Tensor, *, mirrored: bool = False) -> float:
     """Of a model in eval mode, where it is, on some of the clean samples, their images mirrored if asked for."""
+    return float((answers_of(model, job, index, mirrored=mirrored).argmax(1) == job.labels[index]).double().mean())
+
+
+def answers_of(model: nn.Module, job: Job, index: Tensor, *, mirrored: bool = False) -> Tensor:
+    """Logits (m, C), on the CPU, of the same."""
     where = next(model.parameters()).device
-    right = 0
+    parts = []
     with torch.no_grad():
         for part in index.split(FORWARD):
             images = wide(job.images[part]).to(where)
-            answers = logits_of(model(images.flip(-1) if mirrored else images)).argmax(1).cpu()
-            right += int((answers == job.labels[part]).sum())
-    return right / len(index)
+            parts.append(logits_of(model(images.flip(-1) if mirrored else images)).cpu())
+    return torch.cat(parts)
 
 
 def wide(images: Tensor) -> Tensor:

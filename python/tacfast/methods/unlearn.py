@@ -1,5 +1,5 @@
 """Shifted latents and perturbed inputs together, with the old network as teacher. May import: torch, training,
-perturbations, inner, features, views, universal, heads."""
+perturbations, inner, features, views, naming, universal, heads."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from tacfast.heads import choose_device, head_of, latent_tap, logits_of
 from tacfast.methods.features import Features, spread_out
 from tacfast.methods.inner import SIZED_ON, InnerPerturbations, added, sites_of
+from tacfast.methods.naming import name_targets
 from tacfast.methods.perturbations import Perturbations
 from tacfast.methods.training import Job, delicate, fit, recompute_statistics, shifted_loss, steps_per_epoch, usual_lr, wide
 from tacfast.methods.views import Views, bears_mirrors
@@ -43,8 +44,9 @@ def unlearn(
     reads of a trigger, the third what the layers before it do with one. What is taught is a mixture of the labels and the unrepaired
     network's own answers to the clean images (distillation, Hinton et al. 2015), and beside both cross-entropies on images what three of
     its inner layers say of the clean ones (hints, Romero et al. 2015, arXiv:1412.6550), which keeps the clean accuracy. Images of rare
-    targets are taken several times, or the network would unlearn the class with what leads to it. `epochs` are ten by default, or as many
-    as make a hundred steps, and twice that where the network mostly normalises each sample, as transformers do.
+    targets are taken several times, or the network would unlearn the class with what leads to it; where the network mostly normalises each
+    sample, as transformers do, the target's bias is raised in the end if the class is named too seldom (see `name_targets`). `epochs` are
+    ten by default, or as many as make a hundred steps, and twice that for such networks.
 
     Returns:
         The learning rate.
@@ -84,6 +86,8 @@ def unlearn(
 
         fit(model, replace(job, train=taught(model, job)), loss, lr=lr, epochs=epochs or epochs_of(model, job), what="unlearning")
     recompute_statistics(model, job)
+    if delicate(model):
+        name_targets(model, job)
     return {"lr": lr}
 
 
