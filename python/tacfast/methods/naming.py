@@ -16,8 +16,8 @@ def name_targets(model: nn.Module, job: Job) -> None:
 
     A change of bias is what a change of how often a class occurs asks of a classifier (Saerens et al. 2002, Neural Computation 14): what is
     taught against perturbations towards the target makes it look rarer than it is. Answers are counted, not probabilities averaged, so that
-    nothing changes where the samples of the class are recognised. A head without a bias stays as it is, and so does a bias that is high
-    enough.
+    nothing changes where the samples of the class are recognised; without labels, the unrepaired network's answers stand for them. A head
+    without a bias stays as it is, and so does a bias that is high enough.
     """
     head = head_of(model, job.captured.name)
     if head.bias is None:

@@ -159,7 +159,7 @@ def accuracy(model: nn.Module, job: Job, index: Tensor, *, mirrored: bool = Fals
 
 
 def answers_of(model: nn.Module, job: Job, index: Tensor, *, mirrored: bool = False) -> Tensor:
-    """Logits (m, C), on the CPU, of the same."""
+    """Logits (m, C), on the CPU, of a model where and as it is, for some of the clean samples, their images mirrored if asked for."""
     where = next(model.parameters()).device
     parts = []
     with torch.no_grad():
